@@ -1,0 +1,201 @@
+"""Settings of a server, read once.
+
+Order of precedence: argument, then command-line flag, then ``AGENTRUN_*`` environment variable, then ``.env`` (command
+line only), then the default written here. A field that is not given as an argument takes its value from the
+environment variable named after it (``max_body_bytes`` → ``AGENTRUN_MAX_BODY_BYTES``) when the config is built; the
+command line puts its flags and ``.env`` into the environment before it imports the user's module.
+
+Times are seconds, sizes are bytes. ``none`` or ``off`` in the environment means ``None`` where a setting allows it.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from agentrun_server.errors import ConfigurationError
+
+__all__ = ["ENV_PREFIX", "OpenAIProtocolConfig", "ProtocolConfig", "ServerConfig", "parse_setting"]
+
+ENV_PREFIX = "AGENTRUN_"
+
+T = TypeVar("T")
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+_NONE = frozenset({"none", "off", "null", ""})
+
+
+def _bool(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in _TRUE:
+        return True
+    if lowered in _FALSE:
+        return False
+    raise ValueError("expected true or false")
+
+
+def _optional_float(text: str) -> float | None:
+    return None if text.strip().lower() in _NONE else float(text)
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def parse_setting(name: str, parse: Callable[[str], T], default: T, environ: Mapping[str, str]) -> T:
+    """Return the setting `name` from `environ` (or the file named by ``<NAME>_FILE``), else `default`.
+
+    Raises:
+        ConfigurationError: the variable is set to something `parse` refuses; the value itself is not repeated.
+    """
+    variable = ENV_PREFIX + name.upper()
+    text = environ.get(variable)
+    if text is None:
+        path = environ.get(variable + "_FILE")
+        if path is None:
+            return default
+        try:
+            with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib costs start-up time
+                text = file.read().strip()
+        except OSError as exc:
+            raise ConfigurationError(f"{variable}_FILE cannot be read: {exc.strerror}") from exc
+    try:
+        return parse(text)
+    except ValueError as exc:
+        raise ConfigurationError(f"{variable} is not a valid value: {exc}") from exc
+
+
+def _choice(*values: str) -> Callable[[str], Any]:
+    def parse(text: str) -> str:
+        lowered = text.strip().lower()
+        if lowered not in values:
+            raise ValueError(f"expected one of {', '.join(values)}")
+        return lowered
+
+    return parse
+
+
+def _setting(name: str, parse: Callable[[str], T], default: T) -> Any:
+    """Declare a dataclass field whose default is looked up in the environment when the config is built.
+
+    Typed `Any`, as `dataclasses.field` itself is to a type checker: the annotation of the field counts.
+    """
+    factory: Any = lambda: parse_setting(name, parse, default, os.environ)  # noqa: E731
+    return dataclasses.field(default_factory=factory, metadata={"default": default, "parse": parse})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolConfig:
+    """What every protocol can be told: where it is served, and whether it is served at all."""
+
+    prefix: str | None = None
+    enable: bool = True
+
+    def __post_init__(self) -> None:
+        prefix = self.prefix
+        if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
+            raise ConfigurationError(f"prefix must start with '/' and not end with one: {prefix!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenAIProtocolConfig(ProtocolConfig):
+    """Settings of the OpenAI protocol.
+
+    Without `prefix` the routes stand under ``/v1``, ``/openai/v1`` and without any prefix; with it, under it alone.
+    `model_name` is the id under which a single agent is listed by ``GET /v1/models``.
+    """
+
+    model_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Settings of a server. Every field may be given as ``AGENTRUN_<FIELD>`` instead, except the nested ones."""
+
+    openai: OpenAIProtocolConfig | None = None
+
+    # --- models
+    strict_models: bool = _setting("strict_models", _bool, False)
+    """With one agent: answer 404 to model names other than its own. (Several agents: always.)"""
+
+    # --- CORS, off unless origins are given
+    cors_origins: Sequence[str] | None = _setting("cors_origins", _list, ())
+    """Origins a browser may call from. ``["*"]`` allows any, without credentials."""
+
+    # --- the answer
+    heartbeat_interval: float | None = _setting("heartbeat_interval", _optional_float, 15.0)
+    """A silent stream gets a comment this often, so that proxies keep it open."""
+    response_hold: float = _setting("response_hold", float, 10.0)
+    """How long the head of a stream waits for the first event, so that an early failure has a real status."""
+    reasoning_field: Literal["both", "reasoning_content", "reasoning", "none"] = _setting(
+        "reasoning_field", _choice("both", "reasoning_content", "reasoning", "none"), "both"
+    )
+    """Which key carries reasoning text in Chat Completions."""
+    agent_events: Sequence[str] = _setting("agent_events", _list, ())
+    """Kinds of ``x_agent`` activity sent to every caller: tools, steps, progress, io. A request can ask for more."""
+    human_input_tool: str = _setting("human_input_tool", str, "request_human_input")
+    """Name of the client tool that a HITL event calls, when the client declares such a tool."""
+    strict_fields: bool = _setting("strict_fields", _bool, False)
+    """Refuse unknown request fields, as OpenAI does, instead of handing them to the agent."""
+    debug: bool = _setting("debug", _bool, False)
+    """Show callers the text of an agent's exception. Never in production."""
+
+    # --- time limits of a run
+    first_event_timeout: float | None = _setting("first_event_timeout", _optional_float, 300.0)
+    run_timeout: float | None = _setting("run_timeout", _optional_float, 1800.0)
+    write_timeout: float | None = _setting("write_timeout", _optional_float, 60.0)
+    """A client that reads nothing for this long is dropped."""
+    cancel_grace: float = _setting("cancel_grace", float, 10.0)
+    """How long a cancelled agent may clean up before the server stops waiting for it."""
+    on_disconnect: Literal["cancel", "continue"] = _setting("on_disconnect", _choice("cancel", "continue"), "cancel")
+
+    # --- admission
+    max_concurrent_runs: int = _setting("max_concurrent_runs", int, 4096)
+    max_queued_runs: int = _setting("max_queued_runs", int, 256)
+    queue_timeout: float = _setting("queue_timeout", float, 10.0)
+    max_sync_threads: int = _setting("max_sync_threads", int, 256)
+    """Sync agents running at once; each has a thread of its own. More wait in the queue."""
+    drain_timeout: float = _setting("drain_timeout", float, 30.0)
+    """After SIGTERM, open answers may finish for this long."""
+
+    # --- limits of a request
+    max_body_bytes: int = _setting("max_body_bytes", int, 10 * 1024 * 1024)
+    body_timeout: float = _setting("body_timeout", float, 15.0)
+    """Time without progress in which a body must arrive; a trickle slower than 8 KiB/s does not count as progress."""
+    max_header_bytes: int = _setting("max_header_bytes", int, 64 * 1024)
+    max_header_count: int = _setting("max_header_count", int, 200)
+    header_timeout: float = _setting("header_timeout", float, 10.0)
+    max_messages: int = _setting("max_messages", int, 2048)
+    max_choices: int = _setting("max_choices", int, 8)
+    """Largest `n`; each choice is a run of the agent of its own."""
+    max_output_bytes: int = _setting("max_output_bytes", int, 50 * 1024 * 1024)
+    """An answer longer than this ends with finish reason ``length``."""
+
+    # --- observability
+    access_log: bool = _setting("access_log", _bool, True)
+    log_format: Literal["auto", "json", "text"] = _setting("log_format", _choice("auto", "json", "text"), "auto")
+    """``auto``: text on a terminal, JSON lines elsewhere."""
+    trust_request_id: bool = _setting("trust_request_id", _bool, False)
+    """Take over ``X-Request-ID`` from the client; only behind a gateway that sets it."""
+    docs: bool = _setting("docs", _bool, False)
+    """Serve ``/docs`` and ``/openapi.json``."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, so that a typing slip shows at start and not under load."""
+        for name in ("max_concurrent_runs", "max_sync_threads", "max_body_bytes", "max_header_bytes",
+                     "max_header_count", "max_messages", "max_choices", "max_output_bytes"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1")
+        for name in ("heartbeat_interval", "first_event_timeout", "run_timeout", "write_timeout",
+                     "body_timeout", "header_timeout"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigurationError(f"{name} must be more than 0 seconds (or None, where a limit can be off)")
+        for name in ("max_queued_runs", "queue_timeout", "cancel_grace", "drain_timeout", "response_hold"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"{name} must not be negative")
+        unknown = set(self.agent_events) - {"tools", "steps", "progress", "io"}
+        if unknown:
+            raise ConfigurationError(f"agent_events knows tools, steps, progress and io, not {sorted(unknown)}")

@@ -1,0 +1,1 @@
+"""The vocabulary: messages, events, request, usage, grammar. Standard library only, no I/O."""

@@ -1,0 +1,122 @@
+"""Running a callable of any kind: one way in, one stream of pieces out."""
+
+import inspect
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+from agentrun_server.core.events import TypedEvent
+from agentrun_server.core.request import AgentRequest
+from agentrun_server.errors import ConfigurationError
+from agentrun_server.invoker.coerce import coerce
+from agentrun_server.invoker.threads import HandedOver, Threads
+
+__all__ = ["Agent", "AgentCallable", "runs_on_loop"]
+
+AgentCallable: TypeAlias = Callable[[AgentRequest], Any]
+"""A sync or async function or generator function, or an object called like one."""
+
+
+def runs_on_loop(target: Any) -> bool:
+    """Tell whether calling `target` gives a coroutine or an async generator without running any of its code.
+
+    Such a callable is called on the event loop. Any other might block, and is called on a thread; it may still return
+    an awaitable or an async generator, which continues on the loop.
+    """
+    while isinstance(target, partial):
+        target = target.func
+    if inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target):
+        return True
+    if inspect.isroutine(target) or inspect.isclass(target):
+        return False
+    call = getattr(type(target), "__call__", None)  # noqa: B004 - its kind matters, not whether it is there
+    return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
+
+
+class Agent:
+    """The user's agent, ready to run.
+
+    Raises:
+        ConfigurationError: `target` cannot be called with a request.
+    """
+
+    __slots__ = ("_on_loop", "target")
+
+    def __init__(self, target: AgentCallable) -> None:
+        if not callable(target):
+            raise ConfigurationError(f"invoke_agent must be callable, and a {type(target).__name__} is not")
+        _check_signature(target)
+        self.target = target
+        self._on_loop = runs_on_loop(target)
+
+    async def run(self, request: AgentRequest, threads: Threads) -> AsyncGenerator[str | TypedEvent, None]:
+        """Run the agent; yield pieces of text and typed events.
+
+        The agent is iterated and closed by whoever iterates and closes this generator, in the same task.
+
+        Raises:
+            TypeError: it yielded or returned something that is no answer.
+            Exception: whatever the agent raised.
+        """
+        result: Any = None
+        call: Callable[[], Any] | None = partial(self.target, request)
+        if self._on_loop:
+            result = self.target(request)
+            if hasattr(result, "__await__"):
+                result = await result
+            call = _continue(result)
+        while call is not None:
+            batches = threads.run(call, f"agent-{request.request_id}")
+            try:
+                async for batch in batches:
+                    for item in batch:
+                        if isinstance(item, HandedOver):
+                            result = item.value
+                            continue
+                        for event in coerce(item):
+                            yield event
+            finally:
+                await batches.aclose()
+            if hasattr(result, "__await__"):
+                result = await result
+            call = _continue(result)
+        if hasattr(result, "__aiter__"):
+            # Iterated right here: another generator in between would cost every piece.
+            try:
+                async for item in result:
+                    if item.__class__ is str:
+                        if item:
+                            yield item
+                    else:
+                        for event in coerce(item):
+                            yield event
+            finally:
+                await _close(result)
+        else:
+            for event in coerce(result):
+                yield event
+
+
+def _continue(result: Any) -> Callable[[], Any] | None:
+    """Return a call that continues a sync iterator on a thread; None when `result` is anything else."""
+    return (lambda: result) if hasattr(result, "__next__") else None
+
+
+async def _close(source: Any) -> None:
+    """Close an async iterator that was left early: a generator, or a stream object of a client library."""
+    close = getattr(source, "aclose", None) or getattr(source, "close", None)
+    if callable(close):
+        closing = close()
+        if hasattr(closing, "__await__"):
+            await closing
+
+
+def _check_signature(target: Any) -> None:
+    try:
+        inspect.signature(target).bind(None)
+    except TypeError:
+        raise ConfigurationError(
+            "the agent must take exactly one required argument, the AgentRequest: def invoke_agent(request): ..."
+        ) from None
+    except ValueError:
+        pass  # a builtin without a signature

@@ -1,0 +1,1 @@
+"""What the server tells of itself: log lines with fields, the request id as a context variable."""

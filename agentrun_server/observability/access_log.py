@@ -1,0 +1,98 @@
+"""One line for every request, written in batches.
+
+A line through `logging` costs as much as a fifth of a short request; here it is one string, and many lines are one
+write. Lines go to the standard output in the order in which requests end, at most `_DELAY` seconds late. The logger
+``agentrun_server.access`` takes over when it has been given handlers.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from typing import Any, Literal, TextIO
+
+__all__ = ["AccessLog"]
+
+_DELAY = 0.2
+_MAX_LINES = 256
+
+_logger = logging.getLogger("agentrun_server.access")
+
+
+class AccessLog:
+    """Collects lines and writes them. `write` belongs to the event loop; `flush` may be called at any time."""
+
+    def __init__(self, log_format: Literal["auto", "json", "text"], stream: TextIO | None = None) -> None:
+        self._stream = stream
+        self._format = log_format
+        self._lines: list[str] = []
+        self._handle: asyncio.TimerHandle | None = None
+        self._second = 0
+        self._stamp = ""
+
+    def write(self, scope: Any, status: int, seconds: float, request_id: str, facts: dict[str, Any] | None) -> None:
+        """Write a line for a request that took `seconds`. Query and headers never appear."""
+        if _logger.handlers:
+            self._log(scope, status, seconds, request_id, facts)
+            return
+        lines = self._lines
+        lines.append(self._line(scope, status, seconds, request_id, facts))
+        if len(lines) >= _MAX_LINES:
+            self.flush()
+        elif self._handle is None:
+            self._handle = asyncio.get_running_loop().call_later(_DELAY, self.flush)
+
+    def flush(self) -> None:
+        """Write what has been collected."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.cancel()
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        stream = self._stream or sys.stdout
+        try:
+            stream.write("".join(lines))
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody reads the log any more: no reason to fail requests
+
+    def _line(self, scope: Any, status: int, seconds: float, request_id: str, facts: dict[str, Any] | None) -> str:
+        if self._format == "auto":
+            self._format = "text" if (self._stream or sys.stdout).isatty() else "json"
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        client = scope.get("client")
+        address = client[0] if client else ""
+        # A path is the client's own text: json.dumps, or ascii() on a terminal, keeps it on its line.
+        if self._format == "text":
+            more = "".join(f" {key}={value}" for key, value in (facts or {}).items() if value is not None)
+            text = f"{scope['method']} {scope['path']}"
+            return (
+                f"{self._stamp[11:]} {status} {seconds * 1000:8.1f} ms  {ascii(text)[1:-1]} {address}"
+                f" request_id={request_id}{ascii(more)[1:-1]}\n"
+            )
+        more = json.dumps(facts, default=str)[1:-1] if facts else ""
+        return (
+            f'{{"time":"{self._stamp}.{int(now * 1000) % 1000:03d}Z","level":"info","logger":"agentrun_server.access",'
+            f'"message":"request","method":{json.dumps(scope["method"])},"path":{json.dumps(scope["path"])},'
+            f'"status":{status},"duration_ms":{seconds * 1000:.1f},"client":{json.dumps(address)},'
+            f'"request_id":"{request_id}"{"," + more if more else ""}}}\n'
+        )
+
+    def _log(self, scope: Any, status: int, seconds: float, request_id: str, facts: dict[str, Any] | None) -> None:
+        client = scope.get("client")
+        fields = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "duration_ms": round(seconds * 1000, 1),
+            "client": client[0] if client else "",
+            "request_id": request_id,
+            **(facts or {}),
+        }
+        _logger.info("request", extra=fields)

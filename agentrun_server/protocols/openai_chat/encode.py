@@ -1,0 +1,325 @@
+"""Writing a Chat Completions answer: a stream of chunks, or one completion.
+
+Rules are those of the OpenAI specification and of what its clients do with each byte: the role once and first, the same
+id, model and time on every chunk, one finish reason a choice and nothing behind it, usage only when asked for, an error
+as ``{"error": …}`` without a finish chunk, ``[DONE]`` last.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agentrun_server.core.events import Addition, TypedEvent
+from agentrun_server.core.grammar import CallPiece
+from agentrun_server.core.usage import Usage, utf8_size
+from agentrun_server.errors import APIError
+from agentrun_server.protocols.json_text import dumps, quote, quote_sized
+from agentrun_server.protocols.openai_chat.decode import ChatOptions
+from agentrun_server.protocols.openai_chat.turn import ChatSettings, Turn
+
+__all__ = ["ChunkEncoder", "CompletionEncoder"]
+
+_DONE = "data: [DONE]\n\n"
+_ROLE_WITHOUT_TEXT = '{"role":"assistant","content":null}'
+_MAX_PIECE = 64 * 1024
+"""A longer piece of text is written as several chunks, so that no client has to hold one huge line."""
+
+
+class ChunkEncoder(Turn):
+    """Writes server-sent events."""
+
+    __slots__ = ("_head", "_index", "_is_open", "_prompt_tokens", "_tail", "_text_head", "_text_tail")
+
+    def __init__(
+        self,
+        options: ChatOptions,
+        settings: ChatSettings,
+        new_id: Callable[[str], str],
+        *,
+        id: str,  # noqa: A002 - the wire's name for it
+        created: int,
+        model: str,
+        prompt_tokens: Callable[[], int],
+    ) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._index = -1
+        # quote(id) is not needed: ids are made by the server from letters and digits.
+        self._head = (
+            f'data: {{"id":"{id}","object":"chat.completion.chunk","created":{created},"model":{quote(model)},'
+            '"service_tier":"default"'
+        )
+        super().__init__(options, settings, new_id)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._index += 1
+        self._is_open = False  # the role has been sent
+        usage = ',"usage":null' if self._options.include_usage else ""
+        self._tail = f',"logprobs":null,"finish_reason":null}}]{usage}}}\n\n'
+        self._text_head = f'{self._head},"choices":[{{"index":{self._index},"delta":{{"content":'
+        self._text_tail = "}" + self._tail
+
+    def feed(self, item: str | TypedEvent) -> str:
+        """Take the next item; return the chunks it becomes."""
+        # The path of almost every token: plain text in an answer that is text already.
+        if item.__class__ is str and self._plain:
+            size, quoted = quote_sized(item)  # type: ignore[arg-type] # a str, by the test above
+            total = self.text_bytes + size
+            if size <= _MAX_PIECE and total <= self._settings.max_output_bytes:
+                self.text_bytes = total
+                return f"{self._text_head}{quoted}{self._text_tail}"
+        return super().feed(item)
+
+    def finish_choice(self, *, more: bool = False) -> str:
+        """End this choice with its finish reason; with `more`, begin the next."""
+        written = self.close()
+        written += self._opened(text=True)
+        usage = ',"usage":null' if self._options.include_usage else ""
+        written += (
+            f'{self._head},"choices":[{{"index":{self._index},"delta":{{}},"logprobs":null,'
+            f'"finish_reason":"{self.finish_reason}"}}]{usage}}}\n\n'
+        )
+        if more:
+            self._begin()
+        return written
+
+    def finish(self) -> str:
+        """End the stream: usage when it was asked for, and the end mark."""
+        if not self._options.include_usage:
+            return _DONE
+        usage = _usage_object(self.usage(self._prompt_tokens))
+        return f'{self._head},"choices":[],"usage":{usage}}}\n\n{_DONE}'
+
+    @staticmethod
+    def fail(error: APIError) -> str:
+        """End the stream with an error. No finish reason: the answer is not whole."""
+        return f"data: {dumps(error.body())}\n\n{_DONE}"
+
+    # --- writing
+
+    def _chunk(self, delta: str, logprobs: Mapping[str, Any] | None = None, extra: str = "") -> str:
+        tail = self._tail
+        if logprobs is not None:
+            tail = tail.replace('"logprobs":null', f'"logprobs":{dumps(logprobs)}', 1)
+        if self._options.include_obfuscation and delta != "{}":
+            # Padding hides the length of each piece from someone who watches the encrypted stream.
+            extra += f',"obfuscation":"{self._new_id("")[: 16 - len(delta) % 16]}"'
+        if extra:
+            tail = tail[: -len("}\n\n")] + extra + "}\n\n"
+        return f'{self._head},"choices":[{{"index":{self._index},"delta":{delta}{tail}'
+
+    def _opened(self, *, text: bool = False) -> str:
+        """Return the chunk that opens the choice, if it is not open yet."""
+        if text:
+            self._plain = self._stop is None and not self._options.include_obfuscation and not self.ended
+        if self._is_open:
+            return ""
+        self._is_open = True
+        return self._chunk('{"role":"assistant","content":"","refusal":null}' if text else _ROLE_WITHOUT_TEXT)
+
+    def _write_text(
+        self, text: str, logprobs: Mapping[str, Any] | None = None, addition: Addition | None = None
+    ) -> str:
+        written = self._opened(text=True)
+        if addition is not None:
+            return written + self._chunk(dumps(self._with_addition({"content": text}, addition)), logprobs)
+        for start in range(0, len(text), _MAX_PIECE):
+            piece = text if len(text) <= _MAX_PIECE else text[start : start + _MAX_PIECE]
+            written += self._chunk(f'{{"content":{quote(piece)}}}', logprobs)
+            logprobs = None
+        return written
+
+    def _write_reasoning(self, text: str, addition: Addition | None) -> str:
+        fields = _reasoning_fields(text, self._settings)
+        if addition is not None:
+            fields = self._with_addition(fields, addition)
+        return self._opened() + self._chunk(dumps(fields)) if fields else ""
+
+    def _write_refusal(self, text: str) -> str:
+        return self._opened() + self._chunk(f'{{"refusal":{quote(text)}}}')
+
+    def _write_call(self, piece: CallPiece, addition: Addition | None) -> str:
+        written = self._opened()
+        call = piece.call
+        if self._options.legacy_functions:
+            name = f'"name":{quote(call.name)},' if piece.opens else ""
+            return written + self._chunk(f'{{"function_call":{{{name}"arguments":{quote(piece.arguments)}}}}}')
+        kind, key = ("function", "arguments") if call.client == "function" else ("custom", "input")
+        if piece.opens:
+            # The first piece has no arguments: some clients do not look for any there.
+            opening = (
+                f'{{"index":{call.index},"id":{quote(call.id)},"type":"{kind}",'
+                f'"{kind}":{{"name":{quote(call.name)},"{key}":""}}}}'
+            )
+            written += self._chunk(f'{{"tool_calls":[{opening}]}}')
+        if piece.arguments:
+            rest = f'{{"tool_calls":[{{"index":{call.index},"{kind}":{{"{key}":{quote(piece.arguments)}}}}}]'
+            more = self._with_addition({}, addition)
+            rest += "".join(f",{quote(name)}:{dumps(value)}" for name, value in more.items())
+            written += self._chunk(rest + "}")
+        return written
+
+    def _write_annotations(self, annotations: list[dict[str, Any]]) -> str:
+        return self._opened() + self._chunk(f'{{"annotations":{dumps(annotations)}}}')
+
+    def _write_activity(self, event: dict[str, Any]) -> str:
+        return self._opened() + self._chunk("{}", extra=f',"x_agent":{dumps(event)}')
+
+    def _write_raw(self, raw: str) -> str:
+        raw = raw.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
+        return f"{raw}\n\n" if raw else ""
+
+
+class CompletionEncoder(Turn):
+    """Collects choices and writes one ``chat.completion`` object."""
+
+    __slots__ = ("_addition", "_choices", "_logprobs", "_reasoning_parts", "_refusals", "_texts")
+
+    def __init__(self, options: ChatOptions, settings: ChatSettings, new_id: Callable[[str], str]) -> None:
+        self._choices: list[str] = []
+        super().__init__(options, settings, new_id)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._plain = self._stop is None
+        self._texts: list[str] = []
+        self._refusals: list[str] = []
+        self._reasoning_parts: list[str] = []
+        self._logprobs: list[Mapping[str, Any]] = []
+        self._addition: list[Addition] = []
+
+    def feed(self, item: str | TypedEvent) -> str:
+        """Take the next item; nothing is written before the end."""
+        if item.__class__ is str and self._plain:
+            total = self.text_bytes + utf8_size(item)  # type: ignore[arg-type] # a str, by the test above
+            if total <= self._settings.max_output_bytes:
+                self.text_bytes = total
+                self._texts.append(item)  # type: ignore[arg-type]
+                return ""
+        return super().feed(item)
+
+    def finish_choice(self, *, more: bool = False) -> str:
+        """End this choice; with `more`, begin the next."""
+        self.close()
+        logprobs = "null"
+        if self._logprobs:
+            logprobs = dumps(_join_logprobs(self._logprobs))
+        self._choices.append(
+            f'{{"index":{len(self._choices)},"message":{self._message()},"logprobs":{logprobs},'
+            f'"finish_reason":"{self.finish_reason}"}}'
+        )
+        if more:
+            self._begin()
+        return ""
+
+    def completion(self, *, id: str, created: int, model: str, usage: Usage) -> str:  # noqa: A002
+        """Return the whole answer as JSON text."""
+        activity = f',"x_agent":{{"events":{dumps(self._activity)}}}' if self._activity else ""
+        return (
+            f'{{"id":"{id}","object":"chat.completion","created":{created},"model":{quote(model)},'
+            f'"service_tier":"default","choices":[{",".join(self._choices)}],"usage":{_usage_object(usage)}{activity}}}'
+        )
+
+    def _message(self) -> str:
+        texts = self._texts
+        calls = self._calls.client_calls if self._calls is not None else ()
+        content = quote("".join(texts)) if texts else ("null" if calls or self._refusals else '""')
+        refusal = quote("".join(self._refusals)) if self._refusals else "null"
+        message = f'{{"role":"assistant","content":{content},"refusal":{refusal},"annotations":'
+        message += dumps(self._annotations) if self._annotations else "[]"
+        more: dict[str, Any] = {}
+        if self._reasoning_parts:
+            more = _reasoning_fields("".join(self._reasoning_parts), self._settings)
+        for addition in self._addition:
+            more = merge_message(more, addition)
+        if calls and self._options.legacy_functions:
+            more["function_call"] = {"name": calls[0].name, "arguments": calls[0].arguments}
+        elif calls:
+            more["tool_calls"] = [
+                {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+                if c.client == "function"
+                else {"id": c.id, "type": "custom", "custom": {"name": c.name, "input": c.arguments}}
+                for c in calls
+            ]
+        if more:
+            message += "," + dumps(more)[1:-1]
+        return message + "}"
+
+    def _write_text(
+        self, text: str, logprobs: Mapping[str, Any] | None = None, addition: Addition | None = None
+    ) -> str:
+        self._texts.append(text)
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+        if addition is not None:
+            self._addition.append(addition)
+        return ""
+
+    def _write_reasoning(self, text: str, addition: Addition | None) -> str:
+        self._reasoning_parts.append(text)
+        if addition is not None:
+            self._addition.append(addition)
+        return ""
+
+    def _write_refusal(self, text: str) -> str:
+        self._refusals.append(text)
+        return ""
+
+    def _write_call(self, piece: CallPiece, addition: Addition | None) -> str:
+        if addition is not None:
+            self._addition.append(addition)
+        return ""  # the calls are in the book
+
+    def _write_annotations(self, annotations: list[dict[str, Any]]) -> str:
+        return ""  # in the message
+
+    def _write_activity(self, event: dict[str, Any]) -> str:
+        self._activity.append(event)
+        return ""
+
+    def _write_raw(self, raw: str) -> str:
+        return ""  # server-sent events have no place in a JSON body
+
+
+_OWN_KEYS = frozenset({"role", "content", "refusal", "annotations", "tool_calls", "function_call"})
+
+
+def merge_message(fields: dict[str, Any], addition: Addition) -> dict[str, Any]:
+    """Merge one event's addition into a message; strings of the same key are joined, as a client joins deltas."""
+    result = dict(fields)
+    for key, value in addition.fields.items():
+        if key in _OWN_KEYS:
+            continue
+        old = result.get(key)
+        result[key] = old + value if isinstance(old, str) and isinstance(value, str) else value
+    return result
+
+
+def _reasoning_fields(text: str, settings: ChatSettings) -> dict[str, Any]:
+    match settings.reasoning_field:
+        case "both":
+            return {"reasoning_content": text, "reasoning": text}
+        case "none":
+            return {}
+        case field:
+            return {field: text}
+
+
+def _usage_object(usage: Usage) -> str:
+    # Written out: this is a third of the cost of a small completion when left to the general encoder.
+    return (
+        f'{{"prompt_tokens":{usage.input_tokens},"completion_tokens":{usage.output_tokens},'
+        f'"total_tokens":{usage.input_tokens + usage.output_tokens},'
+        f'"prompt_tokens_details":{{"cached_tokens":{usage.cached_tokens},"audio_tokens":0}},'
+        f'"completion_tokens_details":{{"reasoning_tokens":{usage.reasoning_tokens},"audio_tokens":0,'
+        '"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}}'
+    )
+
+
+def _join_logprobs(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join the logprobs of all pieces into the one object of a completion."""
+    joined: dict[str, Any] = {"content": None, "refusal": None}
+    for part in parts:
+        for key in joined:
+            if part.get(key):
+                joined[key] = [*(joined[key] or []), *part[key]]
+    return joined

@@ -1,0 +1,1 @@
+"""One execution of an agent: its states, why it is stopped, who waits for it."""

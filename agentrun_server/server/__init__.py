@@ -1,0 +1,1 @@
+"""The HTTP side: assembles the app, answers, streams, admits, drains."""

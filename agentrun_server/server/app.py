@@ -1,0 +1,361 @@
+"""`AgentRunServer`: the whole server on one screen.
+
+A request passes: this object (request id, log line) → the user's middleware → `_dispatch`, which knows the few paths of
+its own by a dictionary. FastAPI is asked only for what is left: protocols of a user's own, documentation, routes added
+to `.app`. It is imported when one of these is wanted; a plain server never does.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agentrun_server.config import ServerConfig
+from agentrun_server.core.ids import IdSource
+from agentrun_server.errors import (
+    AgentFailedError,
+    APIError,
+    ConfigurationError,
+    MethodNotAllowedError,
+    NotFoundError,
+    ServiceUnavailableError,
+)
+from agentrun_server.invoker.agent import AgentCallable
+from agentrun_server.invoker.threads import Threads
+from agentrun_server.observability.access_log import AccessLog
+from agentrun_server.observability.logs import get_logger, request_id
+from agentrun_server.protocols.json_text import dumps
+from agentrun_server.protocols.openai_chat.decode import warm_up
+from agentrun_server.server.admission import Admission
+from agentrun_server.server.agents import Agents
+from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
+from agentrun_server.server.chat import ChatHandler
+from agentrun_server.server.drain import Drain
+from agentrun_server.server.exchange import EXCHANGE, Exchange, answer, answer_error, client_request_id
+from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler
+from agentrun_server.server.sweeper import Sweeper
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["AgentRunServer", "MiddlewareEntry"]
+
+logger = get_logger("agentrun_server.server")
+
+INNER = "agentrun_server.inner"
+"""Key of the ASGI scope: the app that stands behind the middleware for this request, when it is not `_dispatch`."""
+
+
+class MiddlewareEntry(Protocol):
+    """What Starlette's `Middleware` is: a class and its arguments."""
+
+    @property
+    def cls(self) -> Any:
+        """The middleware class, or a function that takes the app."""
+        ...
+
+    @property
+    def args(self) -> Any:
+        """Positional arguments behind the app."""
+        ...
+
+    @property
+    def kwargs(self) -> Any:
+        """Keyword arguments."""
+        ...
+
+
+class AgentRunServer:
+    """An agent behind the OpenAI API, as an ASGI app: ``uvicorn app:server``.
+
+    Args:
+        invoke_agent: the agent, or agents by model id. Called with one `AgentRequest`; may be a sync or async function
+            or generator function, a callable object, a partial; returns or yields text, typed events, `AgentEvent`,
+            OpenAI chunks, objects with ``.content``, or lists of these.
+        protocols: the protocols to serve; the OpenAI protocol when left out.
+        config: settings; see `ServerConfig`, which also reads ``AGENTRUN_*`` variables.
+        middleware: ASGI middleware, outermost first, as Starlette's ``Middleware(cls, …)``. It stands in front of every
+            route but the probes.
+        lifespan: an async context manager that is entered with this server at start and left at shutdown.
+
+    Raises:
+        ConfigurationError: an argument cannot work.
+    """
+
+    def __init__(
+        self,
+        invoke_agent: AgentCallable | Mapping[str, AgentCallable],
+        protocols: Sequence[ProtocolHandler] | None = None,
+        config: ServerConfig | None = None,
+        *,
+        middleware: Iterable[MiddlewareEntry] = (),
+        lifespan: "Callable[[AgentRunServer], AbstractAsyncContextManager[Any]] | None" = None,
+    ) -> None:
+        self.config = config = config if config is not None else ServerConfig()
+        protocols = [OpenAIProtocolHandler(config)] if protocols is None else list(protocols)
+        openai = next((p for p in protocols if isinstance(p, OpenAIProtocolHandler)), None)
+        self._protocols = protocols
+        self._user_lifespan = lifespan
+        self._new_id = IdSource()
+        self._access_log = AccessLog(config.log_format) if config.access_log else None
+        self._sweeper = Sweeper(config)
+        self._admission = Admission(
+            config.max_concurrent_runs, max_queued=config.max_queued_runs, timeout=config.queue_timeout
+        )
+        threads = Threads(
+            config.max_sync_threads,
+            max_waiting=config.max_queued_runs,
+            timeout=config.queue_timeout,
+            grace=config.cancel_grace,
+        )
+        self._threads = threads
+        self.drain = Drain(self._sweeper, self._admission, timeout=config.drain_timeout, grace=config.cancel_grace)
+        model_name = openai.get_model_name() if openai is not None else None
+        agents = Agents(invoke_agent, model_name, strict=config.strict_models)
+        chat = ChatHandler(agents, config, self._admission, threads, self._sweeper, self._new_id)
+        self._agents = agents
+        self.agent_invoker = AgentInvoker(agents, threads, chat)
+        self.probes: Mapping[str, ASGIApp] = {
+            "/health": self._health,
+            "/livez": self._health,
+            "/readyz": self._ready,
+        }
+        self._routes: dict[str, tuple[str, ASGIApp]] = {path: ("GET", app) for path, app in self.probes.items()}
+        self._model_paths: tuple[str, ...] = ()
+        if openai is not None and openai.config.enable:
+            for prefix in openai.prefixes:
+                self._add(f"{prefix}/chat/completions", "POST", chat)
+                self._add(f"{prefix}/models", "GET", self._models)
+            self._model_paths = tuple(f"{prefix}/models/" for prefix in openai.prefixes)
+        self._middleware = [*_cors(config), *middleware]
+        self._stack: ASGIApp = self._dispatch
+        for entry in reversed(self._middleware):
+            self._stack = entry.cls(self._stack, *entry.args, **entry.kwargs)
+        self._app: FastAPI | None = None
+        # Protocols of a user's own are FastAPI routers, and so is the documentation.
+        self._needs_app = config.docs or any(p is not openai for p in protocols)
+
+    def _add(self, path: str, method: str, handler: ASGIApp) -> None:
+        self._routes[path] = self._routes[f"{path}/"] = (method, handler)
+
+    # --- ASGI
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's request, or the process's lifespan."""
+        kind = scope["type"]
+        if kind == "http":
+            await self._serve(scope, receive, send)
+        elif kind == "lifespan":
+            await self._serve_lifespan(scope, receive, send)
+        else:  # there is nothing to talk to over a WebSocket yet
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request: give it an id, catch what nobody caught, log it."""
+        given = client_request_id(scope) if self.config.trust_request_id else None
+        exchange = Exchange(scope, send, given or self._new_id("req_"))
+        scope[EXCHANGE] = exchange
+        request_id.set(exchange.request_id)
+        try:
+            if INNER in scope or (self._app is None and not self._needs_app):
+                await self._stack(scope, receive, exchange.send)
+            else:
+                await self._serve_with_fastapi(scope, receive, exchange.send)
+        except Exception:
+            logger.exception("request failed")
+            if exchange.status:
+                raise  # too late for an answer: the server closes the connection
+            await answer_error(exchange.send, AgentFailedError("The server had an error.", code="internal_error"))
+        finally:
+            if self._access_log is not None and not exchange.quiet:
+                self._access_log.write(
+                    scope, exchange.status or 499, exchange.elapsed(), exchange.request_id, exchange.facts
+                )
+
+    async def _serve_with_fastapi(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        # Middleware that was added to the FastAPI app must see every request, so then everything goes through it.
+        if len(app.user_middleware) == 1 and self._find(_path(scope))[1] is not None:
+            await self._stack(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The end of the middleware stack: answer the request, or pass it to FastAPI when it came from there."""
+        inner: ASGIApp | None = scope.pop(INNER, None)
+        if inner is not None:
+            await inner(scope, receive, send)
+            return
+        method, handler = self._find(_path(scope))
+        wanted = scope["method"]
+        if handler is None:
+            await answer_error(send, unknown_url())
+        elif wanted == method or (wanted == "HEAD" and method == "GET"):
+            await handler(scope, receive, send)
+        else:
+            await answer_error(send, method_not_allowed(method))
+
+    def _find(self, path: str) -> tuple[str, ASGIApp | None]:
+        route = self._routes.get(path)
+        if route is not None:
+            return route
+        for prefix in self._model_paths:
+            if path.startswith(prefix):
+                return "GET", self._model
+        return "", None
+
+    # --- routes
+
+    async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, 200, dumps(self._agents.list()).encode())
+
+    async def _model(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = _path(scope)
+        prefix = next(prefix for prefix in self._model_paths if path.startswith(prefix))
+        try:
+            model = self._agents.describe(path[len(prefix) :].removesuffix("/"))
+        except APIError as error:
+            await answer_error(send, error)
+        else:
+            await answer(send, 200, dumps(model).encode())
+
+    async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[EXCHANGE].quiet = True
+        await answer(send, 200, b'{"status":"ok"}')
+
+    async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[EXCHANGE].quiet = True
+        reason = self.not_ready()
+        if reason is None:
+            await answer(send, 200, b'{"status":"ready"}')
+        else:
+            await answer_error(send, ServiceUnavailableError(reason, code="not_ready").retry_after(1.0))
+
+    def not_ready(self) -> str | None:
+        """Return why a load balancer should send nothing here, None when it may."""
+        if not self.drain.serving:
+            return "The server is shutting down."
+        if self._threads.zombies * 2 >= self.config.max_sync_threads:
+            return "Too many agents did not end when they were cancelled."
+        return None
+
+    # --- lifespan
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+        """Start and stop what stands beside the requests.
+
+        For mounting: ``FastAPI(lifespan=server.lifespan)``. Without it the server works too, but does not drain.
+        """
+        warm_up()
+        async with AsyncExitStack() as stack:
+            if self._user_lifespan is not None:
+                await stack.enter_async_context(self._user_lifespan(self))
+            self.drain.catch_signals()
+            stack.callback(self.drain.release_signals)
+            if self._access_log is not None:
+                stack.callback(self._access_log.flush)
+            yield
+            await self._end_runs()
+
+    async def _end_runs(self) -> None:
+        """Wait until nothing is open: the last guard, when the server shut down without a signal."""
+        ended = asyncio.Event()
+        self.drain.begin(ended.set)
+        await ended.wait()
+
+    async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._needs_app or self._app is not None:
+            await self.app(scope, receive, send)  # with the routers' own lifespans
+            return
+        await receive()
+        try:
+            async with self.lifespan():
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except Exception as exc:
+            logger.exception("lifespan failed")
+            await send({"type": "lifespan.startup.failed", "message": type(exc).__name__})
+            raise
+        await send({"type": "lifespan.shutdown.complete"})
+
+    # --- other ways to serve
+
+    @property
+    def app(self) -> "FastAPI":
+        """The server as a FastAPI app, documented; routes and middleware can be added to it."""
+        if self._app is None:
+            from agentrun_server.server.fastapi_app import build_app
+
+            self._app = build_app(self, self._protocols, self.agent_invoker)
+        return self._app
+
+    def as_fastapi_app(self) -> "FastAPI":
+        """Return the FastAPI app, for mounting: ``app.mount("/agent", server.as_fastapi_app())``."""
+        return self.app
+
+    def through_stack(self, inner: ASGIApp) -> ASGIApp:
+        """Return an app that sends HTTP requests through this server's middleware to `inner`."""
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await inner(scope, receive, send)
+                return
+            scope[INNER] = inner
+            if EXCHANGE in scope:
+                await self._stack(scope, receive, send)
+            else:  # the FastAPI app is served by itself, without this object in front
+                await self._serve(scope, receive, send)
+
+        return app
+
+    def start(self, host: str = "0.0.0.0", port: int = 9000, log_level: str = "info", **options: Any) -> None:  # noqa: S104 - the AgentRun SDK's default; a container's only choice
+        """Serve until SIGTERM or SIGINT; `options` are those of `agentrun_server.server.serve.run`, then uvicorn's."""
+        from agentrun_server.server.serve import run
+
+        run(self, host=host, port=port, log_level=log_level, **options)
+
+
+def unknown_url() -> NotFoundError:
+    """Return the answer to a path that does not exist."""
+    return NotFoundError("Unknown request URL. Please check the URL for typos; the API is served under /v1.")
+
+
+def method_not_allowed(allowed: str) -> MethodNotAllowedError:
+    """Return the answer to a method that the path does not have."""
+    return MethodNotAllowedError(f"Not allowed here. Use {allowed}.", headers=((b"allow", allowed.encode()),))
+
+
+def _path(scope: Scope) -> str:
+    """Return the path below the point where the server is mounted."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(root) else path
+
+
+def _cors(config: ServerConfig) -> list[MiddlewareEntry]:
+    """Return the CORS middleware, outermost: it answers preflights before any authentication."""
+    origins = list(config.cors_origins or ())
+    if not origins:
+        return []
+    from starlette.middleware import Middleware
+    from starlette.middleware.cors import CORSMiddleware
+
+    if "*" in origins and len(origins) > 1:
+        raise ConfigurationError('cors_origins: "*" allows every origin already; name origins or use "*" alone')
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_credentials="*" not in origins,
+            allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+            allow_headers=["*"],
+            expose_headers=[
+                "x-request-id",
+                "retry-after",
+                "retry-after-ms",
+                "x-should-retry",
+                "openai-processing-ms",
+            ],
+        )
+    ]

@@ -1,0 +1,328 @@
+"""A run that answers an HTTP request: its connection, its time limits, and how it is stopped.
+
+The agent runs in the request's own task. A second task, `_watch`, waits for the client to leave; it is started when
+the agent first has to wait, so that an agent that answers at once costs nothing more. `Sweeper` looks at all attachments
+now and then (`check`): heartbeats, time limits and slow readers need no timer of their own.
+
+A run is stopped by cancelling its task once, so that the agent's ``finally`` blocks can wait for what they must. If it
+has not come to its end after `cancel_grace`, it is given up: its place is freed, the client has its answer already.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agentrun_server.config import ServerConfig
+from agentrun_server.core.request import AgentRequest
+from agentrun_server.errors import (
+    AgentTimeoutError,
+    APIError,
+    PayloadTooLargeError,
+    RequestTimeoutError,
+    ServiceUnavailableError,
+)
+from agentrun_server.observability.logs import get_logger
+from agentrun_server.runs.run import Run, StopReason
+from agentrun_server.server.asgi import Receive, Scope, Send
+from agentrun_server.server.exchange import EXCHANGE, Exchange, answer, answer_error
+
+__all__ = ["ABORT", "Attachment", "ClientLeftError"]
+
+logger = get_logger("agentrun_server.run")
+
+ABORT = "agentrun_server.abort"
+"""Key of the ASGI scope under which our HTTP protocol leaves a function that drops the connection."""
+
+HEARTBEAT = b": keep-alive\n\n"
+"""A comment. Named or empty events break clients; see docs/architecture.md."""
+
+_STREAM_HEAD = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+_MIN_BODY_RATE = 8192  # bytes a second; a slower body is a trickle meant to hold the connection
+
+
+def _first_event_timeout() -> APIError:
+    return AgentTimeoutError("The agent did not begin to answer in time.").no_retry()
+
+
+def _run_timeout() -> APIError:
+    return AgentTimeoutError("The agent did not finish its answer in time.").no_retry()
+
+
+def _shutdown() -> APIError:
+    return ServiceUnavailableError("The server is shutting down.", code="server_shutting_down").no_retry()
+
+
+_LAST_WORDS: Mapping[StopReason, Callable[[], APIError]] = {
+    StopReason.FIRST_EVENT_TIMEOUT: _first_event_timeout,
+    StopReason.RUN_TIMEOUT: _run_timeout,
+    StopReason.SHUTDOWN: _shutdown,
+}
+"""What the caller is told when a run is stopped and the caller is still there."""
+
+
+class ClientLeftError(Exception):
+    """The client closed its connection before its request was complete."""
+
+
+class Attachment:
+    """Binds one request, its run and its connection together. `encode_error` writes an error into a started stream."""
+
+    __slots__ = (
+        "__weakref__", "_beat", "_config", "_receive", "_release", "_scope", "_send", "_watcher", "abandoned", "blocked_since",
+        "body_received", "body_started", "disconnected", "encode_error", "exchange", "finished", "first_event",
+        "last_write", "request", "run", "run_started", "started", "stopped_at", "task",
+    )  # fmt: skip
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig) -> None:
+        self.exchange: Exchange = scope[EXCHANGE]
+        self._send = send
+        self._scope = scope
+        self._receive = receive
+        self._config = config
+        self.run = Run()
+        self.request: AgentRequest | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self.encode_error: Callable[[APIError], str] | None = None
+        self._release: Callable[[], None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._beat: asyncio.Task[None] | None = None
+        self.body_started = 0.0
+        """When reading the body began; 0 while it is not read."""
+        self.body_received = 0
+        self.run_started = 0.0
+        self.first_event = 0.0
+        self.last_write = 0.0
+        self.blocked_since = 0.0
+        """Since when a write has been waiting for the client to read; 0 while none is."""
+        self.stopped_at = 0.0
+        self.started = False
+        """The head of the answer has been sent: its status cannot change any more."""
+        self.finished = False
+        """The last byte has been sent, or nothing more will be."""
+        self.disconnected = False
+        self.abandoned = False
+
+    # --- the request
+
+    async def read_body(self) -> bytes:
+        """Read the request's body.
+
+        Raises:
+            APIError: it is too long or too slow (413, 408).
+            ClientLeftError: there is nobody to answer.
+        """
+        limit = self._config.max_body_bytes
+        self.body_started = time.monotonic()
+        chunks: list[bytes] = []
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.disconnected = True
+                raise ClientLeftError
+            chunk: bytes = message.get("body", b"")
+            self.body_received += len(chunk)
+            if self.body_received > limit:
+                raise PayloadTooLargeError(f"The request body is longer than {limit} bytes.")
+            if not message.get("more_body", False):
+                break
+            chunks.append(chunk)
+        self.body_started = 0.0
+        return chunk if not chunks else b"".join([*chunks, chunk])
+
+    # --- the answer
+
+    async def write(self, text: str) -> None:
+        """Send whole events. Waits while the client does not read; does nothing when it has left."""
+        if self._beat is not None:
+            await asyncio.wait([self._beat])
+        if self.finished or self.disconnected:
+            return
+        now = self.blocked_since = time.monotonic()
+        try:
+            if not self.started:
+                self.started = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEAD})
+            await self._send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        except OSError:
+            self.disconnected = True  # how servers other than uvicorn tell it
+        self.blocked_since = 0.0
+        self.last_write = now
+
+    async def finish(self, text: str) -> None:
+        """Send the last events of a stream."""
+        await self.write(text)
+        await self._end(b"")
+
+    async def fail(self, error: APIError) -> None:
+        """Tell the caller that there will be no (whole) answer: as a status while that is possible, else in the stream."""
+        if self._beat is not None and self._beat is not asyncio.current_task():
+            await asyncio.wait([self._beat])
+        if self.finished:
+            return
+        self.exchange.note(error=error.code)
+        self.blocked_since = time.monotonic()
+        try:
+            if not self.started:
+                self.started = self.finished = True
+                if not self.disconnected:
+                    await answer_error(self._send, error)
+            else:
+                assert self.encode_error is not None, "a stream was started without an encoder"
+                await self._end(self.encode_error(error).encode())
+        except OSError:
+            self.disconnected = True
+        self.blocked_since = 0.0
+
+    async def answer(self, body: bytes) -> None:
+        """Send a whole answer that is no stream."""
+        if self.finished:
+            return
+        self.started = self.finished = True
+        if not self.disconnected:
+            await answer(self._send, 200, body)
+
+    async def _end(self, body: bytes) -> None:
+        if not self.finished:
+            self.finished = True
+            if not self.disconnected:
+                await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    # --- the client
+
+    def watch(self) -> None:
+        """Watch for the client to leave, from now on."""
+        if self._watcher is None:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if self.finished:
+            return
+        self.disconnected = True
+        if self._config.on_disconnect == "cancel":
+            self.stop(StopReason.DISCONNECTED)
+
+    # --- the end
+
+    def enter(self, release: Callable[[], None]) -> None:
+        """Begin the run; `release` gives its place back, and is called once."""
+        self._release = release
+
+    def release(self) -> None:
+        """Give the run's place back."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    def stop(self, reason: StopReason) -> None:
+        """Stop the run. The first reason counts; a caller who is still there is told at once."""
+        if self.run.stop_reason is not None or (self.finished and reason is not StopReason.DISCONNECTED):
+            return
+        self.run.stop_reason = reason
+        self.stopped_at = time.monotonic()
+        if self.request is not None:
+            self.request._cancel()
+        words = _LAST_WORDS.get(reason)
+        if words is not None and self._beat is None:
+            self._beat = asyncio.get_running_loop().create_task(self.fail(words()))
+        if self.task is not None:
+            self.task.cancel()
+
+    def check(self, now: float) -> None:
+        """Look after the run: called by the sweeper every so often with the time."""
+        config = self._config
+        if self.stopped_at:
+            if now - self.stopped_at > config.cancel_grace and not self.abandoned:
+                self._abandon()
+        elif self.body_started:
+            if now - self.body_started > config.body_timeout + self.body_received / _MIN_BODY_RATE:
+                self._refuse_body()
+        elif self.blocked_since:
+            if config.write_timeout is not None and now - self.blocked_since > config.write_timeout:
+                logger.warning("client reads nothing", extra={"request_id": self.exchange.request_id})
+                self.finished = True
+                self.stop(StopReason.DISCONNECTED)
+                self.run.stop_reason = StopReason.SLOW_READER
+                self._abort_connection()
+        elif self.run_started and not self.finished:
+            self._check_run(now, config)
+
+    def _check_run(self, now: float, config: ServerConfig) -> None:
+        age = now - self.run_started
+        if config.run_timeout is not None and age > config.run_timeout:
+            self.stop(StopReason.RUN_TIMEOUT)
+        elif config.first_event_timeout is not None and not self.first_event and age > config.first_event_timeout:
+            self.stop(StopReason.FIRST_EVENT_TIMEOUT)
+        elif self.encode_error is None or self.disconnected:
+            return  # not a stream, or nobody listens
+        elif self.started:
+            interval = config.heartbeat_interval
+            if interval is not None and now - self.last_write >= interval:
+                self._send_heartbeat(now)
+        elif age > config.response_hold:
+            self._send_heartbeat(now)
+
+    def _send_heartbeat(self, now: float) -> None:
+        if self._beat is None:
+            self.last_write = now
+            self._beat = asyncio.get_running_loop().create_task(self._heartbeat())
+
+    async def _heartbeat(self) -> None:
+        try:
+            if not self.started:
+                self.started = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEAD})
+            await self._send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
+        except OSError:
+            self.disconnected = True
+        finally:
+            self._beat = None
+
+    def _refuse_body(self) -> None:
+        self.body_started = 0.0
+        self.run.stop_reason = StopReason.DISCONNECTED
+        self.stopped_at = time.monotonic()
+        self._beat = asyncio.get_running_loop().create_task(
+            self.fail(RequestTimeoutError("The request body did not arrive in time."))
+        )
+        if self.task is not None:
+            self.task.cancel()
+
+    def _abandon(self) -> None:
+        """Give up waiting for a run that was cancelled and goes on."""
+        self.abandoned = True
+        logger.error(
+            "agent does not end after it was cancelled",
+            extra={"request_id": self.exchange.request_id, "reason": self.run.stop_reason},
+        )
+        self.release()
+        if not self.finished:
+            self.finished = True
+            self._abort_connection()
+        if self.task is not None:
+            self.task.cancel()
+
+    def _abort_connection(self) -> None:
+        """Drop the connection at once; closing it in good order would wait for the client to read."""
+        abort = self._scope.get(ABORT) or self.exchange.find_abort()
+        if callable(abort):
+            abort()
+
+    async def detach(self) -> None:
+        """End everything this attachment started: called last, whatever happened."""
+        self.finished = True
+        self.release()
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None and not watcher.done():
+            watcher.cancel()
+        beat = self._beat
+        if beat is not None and not beat.done():
+            await asyncio.wait([beat], timeout=1.0)
+            if not beat.done():
+                beat.cancel()

@@ -1,0 +1,217 @@
+"""``POST …/chat/completions``: one request from its first byte to its last."""
+
+import asyncio
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from agentrun_server.config import ServerConfig
+from agentrun_server.core.ids import IdSource
+from agentrun_server.core.request import AgentRequest, Headers
+from agentrun_server.core.usage import utf8_size
+from agentrun_server.errors import (
+    AgentError,
+    AgentFailedError,
+    APIError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+)
+from agentrun_server.invoker.agent import Agent
+from agentrun_server.invoker.threads import Threads
+from agentrun_server.observability.logs import get_logger
+from agentrun_server.protocols.openai_chat.decode import ChatOptions, decode, parse_json
+from agentrun_server.protocols.openai_chat.encode import ChunkEncoder, CompletionEncoder
+from agentrun_server.protocols.openai_chat.turn import ChatSettings
+from agentrun_server.runs.drive import Stepper
+from agentrun_server.runs.run import RunStatus, StopReason
+from agentrun_server.server.admission import Admission
+from agentrun_server.server.agents import Agents
+from agentrun_server.server.asgi import Message, Receive, Scope, Send
+from agentrun_server.server.attachment import Attachment, ClientLeftError
+from agentrun_server.server.streaming import pump
+from agentrun_server.server.sweeper import Sweeper
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+__all__ = ["ChatHandler"]
+
+logger = get_logger("agentrun_server.agent")
+
+
+class ChatHandler:
+    """Answers Chat Completions requests with the server's agents."""
+
+    def __init__(
+        self,
+        agents: Agents,
+        config: ServerConfig,
+        admission: Admission,
+        threads: Threads,
+        sweeper: Sweeper,
+        new_id: IdSource,
+    ) -> None:
+        self._agents = agents
+        self._config = config
+        self._admission = admission
+        self._threads = threads
+        self._sweeper = sweeper
+        self._new_id = new_id
+        self._settings = ChatSettings(config.reasoning_field, config.human_input_tool, config.max_output_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; nothing is raised but the cancellation of this task by someone else."""
+        attachment = Attachment(scope, receive, send, self._config)
+        attachment.task = task = asyncio.current_task()
+        assert task is not None, "an ASGI app runs in a task"
+        self._sweeper.add(attachment)
+        try:
+            await self._answer(attachment, scope)
+        except APIError as error:
+            attachment.run.move(RunStatus.FAILED)
+            await attachment.fail(error)
+        except ClientLeftError:
+            pass
+        except asyncio.CancelledError:
+            if attachment.run.stop_reason is not None:
+                task.uncancel()  # it was `Attachment.stop`
+            elif task.cancelling():
+                attachment.stop(StopReason.SHUTDOWN)
+                raise
+            else:
+                await attachment.fail(self._agent_failed(attachment, "the agent cancelled itself"))
+        except (Exception, SystemExit) as exc:
+            await attachment.fail(self._agent_failed(attachment, exc))
+        finally:
+            self._close(attachment)
+            await attachment.detach()
+            self._sweeper.discard(attachment)
+
+    async def _answer(self, attachment: Attachment, scope: Scope) -> None:
+        headers = Headers(scope["headers"])
+        _check_media_type(headers, self._config.max_body_bytes)
+        body = await attachment.read_body()
+        config = self._config
+        request, options = decode(
+            parse_json(body),
+            headers,
+            max_messages=config.max_messages,
+            max_choices=config.max_choices,
+            strict_fields=config.strict_fields,
+            activity=config.agent_events,
+        )
+        agent = self._agents.find(request.model)
+        request.request_id = attachment.exchange.request_id
+        request.principal = scope.get("state", {}).get("principal")
+        request._raw_request = partial(_raw_request, scope, body)
+        attachment.request = request
+        if not self._admission.try_enter():
+            attachment.watch()
+            await self._admission.enter()
+        attachment.enter(self._admission.leave)
+        attachment.run.move(RunStatus.IN_PROGRESS)
+        attachment.run_started = attachment.last_write = now = time.monotonic()
+        if config.run_timeout is not None:
+            request.deadline = now + config.run_timeout
+        if request.stream:
+            await self._stream(attachment, agent, request, options)
+        else:
+            await self._complete(attachment, agent, request, options)
+        attachment.run.move(RunStatus.COMPLETED)
+
+    async def _stream(self, attachment: Attachment, agent: Agent, request: AgentRequest, options: ChatOptions) -> None:
+        encoder = ChunkEncoder(
+            options,
+            self._settings,
+            self._new_id,
+            id=self._new_id("chatcmpl-"),
+            created=int(time.time()),
+            model=request.model,
+            prompt_tokens=partial(_prompt_tokens, request),
+        )
+        attachment.encode_error = encoder.fail
+        rest = ""
+        for left in range(options.n - 1, -1, -1):
+            rest += await pump(attachment, Stepper(agent.run(request, self._threads)), encoder)
+            rest += encoder.finish_choice(more=left > 0)
+        await attachment.finish(rest + encoder.finish())
+
+    async def _complete(
+        self, attachment: Attachment, agent: Agent, request: AgentRequest, options: ChatOptions
+    ) -> None:
+        encoder = CompletionEncoder(options, self._settings, self._new_id)
+        for left in range(options.n - 1, -1, -1):
+            await pump(attachment, Stepper(agent.run(request, self._threads)), encoder)
+            encoder.finish_choice(more=left > 0)
+        usage = encoder.usage(partial(_prompt_tokens, request))
+        text = encoder.completion(
+            id=self._new_id("chatcmpl-"), created=int(time.time()), model=request.model, usage=usage
+        )
+        await attachment.answer(text.encode())
+
+    def _agent_failed(self, attachment: Attachment, cause: BaseException | str) -> APIError:
+        """Log why, and return what the caller may know of it."""
+        attachment.run.move(RunStatus.FAILED)
+        if isinstance(cause, AgentError):
+            return AgentFailedError(
+                cause.message, code=cause.code, param=cause.param, status_code=cause.status_code
+            ).no_retry()
+        request_id = attachment.exchange.request_id
+        logger.error(
+            "agent failed: %s",
+            cause if isinstance(cause, str) else type(cause).__name__,
+            exc_info=cause if isinstance(cause, BaseException) else None,
+            extra={"request_id": request_id},
+        )
+        message = "The agent failed to answer."
+        if self._config.debug:
+            message = f"{type(cause).__name__}: {cause}"
+        return AgentFailedError(message).no_retry()
+
+    def _close(self, attachment: Attachment) -> None:
+        """Bring the run to a terminal state, and note for the log how it went."""
+        run = attachment.run
+        run.move(RunStatus.CANCELLED)
+        request = attachment.request
+        if request is None:
+            return
+        request._cancel()
+        facts: dict[str, Any] = {"model": request.model, "stream": request.stream, "run": run.status.value}
+        if attachment.first_event:
+            facts["first_event_ms"] = round((attachment.first_event - attachment.run_started) * 1000, 1)
+        if run.stop_reason is not None:
+            facts["stopped"] = run.stop_reason.value
+        attachment.exchange.note(**facts)
+
+
+def _check_media_type(headers: Headers, max_body_bytes: int) -> None:
+    """Refuse what is certainly not JSON. A form type is let pass: curl's ``-d`` sends it with JSON bodies."""
+    for name, value in headers.raw:
+        if name == b"content-encoding":
+            if value.strip().lower() not in (b"", b"identity"):
+                raise UnsupportedMediaTypeError("Compressed request bodies are not supported.")
+        elif name == b"content-type":
+            if value[:10].lower() == b"multipart/":
+                raise UnsupportedMediaTypeError("Expected a JSON body (content-type: application/json).")
+        elif name == b"content-length" and value.isdigit() and int(value) > max_body_bytes:
+            raise PayloadTooLargeError(f"The request body is longer than {max_body_bytes} bytes.")
+
+
+def _prompt_tokens(request: AgentRequest) -> int:
+    size = sum(utf8_size(message.text) for message in request.messages)
+    return (size + 3) // 4
+
+
+def _raw_request(scope: Scope, body: bytes) -> "Request":
+    from starlette.requests import Request
+
+    sent = False
+
+    async def receive() -> Message:
+        nonlocal sent
+        if sent:
+            return {"type": "http.disconnect"}
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(scope, receive)

@@ -1,0 +1,93 @@
+"""One HTTP exchange: what every answer carries, and what the log says of it."""
+
+import re
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+from agentrun_server.errors import APIError
+from agentrun_server.protocols.json_text import dumps
+from agentrun_server.server.asgi import Message, Scope, Send
+
+__all__ = ["EXCHANGE", "Exchange", "answer", "answer_error", "client_request_id"]
+
+EXCHANGE = "agentrun_server.exchange"
+"""Key of the ASGI scope under which the exchange is found."""
+
+_SAFE_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
+_JSON = (b"content-type", b"application/json")
+_VERSION = (b"openai-version", b"2020-10-01")
+
+
+class Exchange:
+    """Sees every message on its way out: adds ``x-request-id`` and its companions, remembers the status.
+
+    `facts` are fields for the log line, set by whoever knows them.
+    """
+
+    __slots__ = ("_send", "facts", "quiet", "request_id", "scope", "started", "status")
+
+    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
+        self.scope = scope
+        self._send = send
+        self.request_id = request_id
+        self.started = time.perf_counter()
+        self.status = 0
+        self.facts: dict[str, Any] | None = None
+        self.quiet = False
+        """No log line: probes."""
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass `message` on; the ASGI ``send`` for everything behind this."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = message["headers"] = list(message.get("headers", ()))
+            elapsed = int((time.perf_counter() - self.started) * 1000)
+            headers += (
+                (b"x-request-id", self.request_id.encode()),
+                (b"openai-processing-ms", b"%d" % elapsed),
+                _VERSION,
+            )
+        return self._send(message)
+
+    def elapsed(self) -> float:
+        """Return the seconds since the request came."""
+        return time.perf_counter() - self.started
+
+    def find_abort(self) -> Any:
+        """Return what drops the connection when the server is a plain uvicorn, whose ``send`` is bound to it."""
+        return getattr(getattr(getattr(self._send, "__self__", None), "transport", None), "abort", None)
+
+    def note(self, **facts: Any) -> None:
+        """Add fields to the log line."""
+        if self.facts is None:
+            self.facts = facts
+        else:
+            self.facts.update(facts)
+
+
+def client_request_id(scope: Scope) -> str | None:
+    """Return the ``X-Request-ID`` of the request, if it has the form of an id."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            return text if _SAFE_ID.fullmatch(text) else None
+    return None
+
+
+async def answer(
+    send: Send,
+    status: int,
+    body: bytes,
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+    content_type: tuple[bytes, bytes] = _JSON,
+) -> None:
+    """Send a whole answer."""
+    head = [content_type, (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def answer_error(send: Send, error: APIError) -> None:
+    """Send `error` as OpenAI's error object with its status."""
+    await answer(send, error.status_code, dumps(error.body()).encode(), error.headers)

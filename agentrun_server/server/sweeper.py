@@ -1,0 +1,75 @@
+"""One look at all open requests every so often, in place of a timer for each.
+
+While nothing is open there is no timer either.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from agentrun_server.config import ServerConfig
+from agentrun_server.observability.logs import get_logger
+from agentrun_server.server.attachment import Attachment
+
+__all__ = ["Sweeper"]
+
+logger = get_logger("agentrun_server.run")
+
+
+class Sweeper:
+    """Holds the open attachments and checks them."""
+
+    __slots__ = ("_handle", "_interval", "active", "clock", "on_empty")
+
+    def __init__(self, config: ServerConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.active: set[Attachment] = set()
+        self.on_empty: Callable[[], None] | None = None
+        """Called when the last attachment has gone; the drain waits for it."""
+        self._interval = _interval(config)
+        self._handle: asyncio.TimerHandle | None = None
+
+    def add(self, attachment: Attachment) -> None:
+        """Look after `attachment` from now on."""
+        self.active.add(attachment)
+        if self._handle is None:
+            self._schedule()
+
+    def discard(self, attachment: Attachment) -> None:
+        """Forget `attachment`: its request is answered."""
+        self.active.discard(attachment)
+        if self.on_empty is not None and not self.active:
+            self.on_empty()
+
+    def tick(self) -> None:
+        """Check every attachment once."""
+        now = self.clock()
+        for attachment in tuple(self.active):
+            try:
+                attachment.check(now)
+            except Exception:
+                logger.exception("check failed", extra={"request_id": attachment.exchange.request_id})
+
+    def _schedule(self) -> None:
+        self._handle = asyncio.get_running_loop().call_later(self._interval, self._fire)
+
+    def _fire(self) -> None:
+        self._handle = None
+        self.tick()
+        if self.active:
+            self._schedule()
+
+
+def _interval(config: ServerConfig) -> float:
+    """Return the time between two looks: a quarter of the shortest limit, at most a second."""
+    limits = (
+        config.heartbeat_interval,
+        config.response_hold,
+        config.first_event_timeout,
+        config.run_timeout,
+        config.write_timeout,
+        config.cancel_grace,
+        config.body_timeout,
+    )
+    shortest = min(limit for limit in limits if limit is not None)
+    return min(max(shortest / 4, 0.01), 1.0)
