@@ -77,7 +77,7 @@ def _choice(*values: str) -> Callable[[str], Any]:
     return parse
 
 
-def _setting(name: str, parse: Callable[[str], T], default: T) -> Any:
+def _setting(name: str, parse: Callable[[str], Any], default: Any) -> Any:
     """Declare a dataclass field whose default is looked up in the environment when the config is built.
 
     Typed `Any`, as `dataclasses.field` itself is to a type checker: the annotation of the field counts.

@@ -53,7 +53,11 @@ class MergeOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """Extra fields for one event's delta on the wire, and how to merge them."""
+    """Extra fields for one event's delta on the wire, and how to merge them.
+
+    Of the fields the protocol writes itself, only the text of the event can be replaced (``content``, for reasoning
+    ``reasoning_content``). Clients join what they find under one name: strings are appended, numbers added up.
+    """
 
     fields: Mapping[str, Any]
     options: MergeOptions

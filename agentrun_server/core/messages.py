@@ -5,7 +5,6 @@ request.messages)`, LangChain's ``{"messages": request.messages}`` and `json.dum
 and ``message.role``, ``message.content`` and ``message.text`` read well in an agent.
 """
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, cast
 
@@ -95,12 +94,6 @@ class Message(_Record):
 
     __slots__ = ()
 
-    def __init__(self, data: Mapping[str, Any] | None = None, /, **fields: Any) -> None:
-        super().__init__(data or {}, **fields)
-        calls = self.get("tool_calls")
-        if calls:
-            self["tool_calls"] = [ToolCall(call) for call in calls]
-
     @property
     def role(self) -> str:
         """``developer``, ``system``, ``user``, ``assistant``, ``tool`` or ``function``."""
@@ -124,7 +117,8 @@ class Message(_Record):
     @property
     def tool_calls(self) -> list[ToolCall] | None:
         """Calls of an assistant message."""
-        return self.get("tool_calls")
+        calls = self.get("tool_calls")
+        return None if calls is None else [call if isinstance(call, ToolCall) else ToolCall(call) for call in calls]
 
     @property
     def tool_call_id(self) -> str | None:

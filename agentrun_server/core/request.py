@@ -38,6 +38,14 @@ class Headers(Mapping[str, str]):
     def __len__(self) -> int:
         return len({key for key, _ in self.raw})
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the value of the header `name`, or `default`."""
+        wanted = name.lower().encode("latin-1")
+        for key, value in self.raw:
+            if key == wanted:
+                return value.decode("latin-1")
+        return default
+
     def getlist(self, name: str) -> list[str]:
         """Return every value of the header `name`, in the order they came."""
         wanted = name.lower().encode("latin-1")

@@ -30,7 +30,7 @@ class Usage:
 def estimate_tokens(text: str) -> int:
     """Estimate the tokens of `text` without a tokenizer: one for every four bytes of UTF-8.
 
-    That is the rule of thumb OpenAI gives for English; for Chinese (three bytes a character) it comes to 0.75 a character.
+    That is the rule of thumb OpenAI gives for English; for Chinese, three bytes a character, it comes to 0.75 each.
     """
     return (utf8_size(text) + 3) // 4
 

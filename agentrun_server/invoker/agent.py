@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -62,29 +63,27 @@ class Agent:
         call: Callable[[], Any] | None = partial(self.target, request)
         if self._on_loop:
             result = self.target(request)
-            if hasattr(result, "__await__"):
+            while hasattr(result, "__await__"):
                 result = await result
+            if type(result) is str:
+                if result:
+                    yield result
+                return
             call = _continue(result)
         while call is not None:
-            batches = threads.run(call, f"agent-{request.request_id}")
-            try:
-                async for batch in batches:
-                    for item in batch:
-                        if isinstance(item, HandedOver):
-                            result = item.value
-                            continue
-                        for event in coerce(item):
-                            yield event
-            finally:
-                await batches.aclose()
-            if hasattr(result, "__await__"):
+            on_thread = _OnThread(threads.run(call, f"agent-{request.request_id}"))
+            async with aclosing(on_thread.items()) as items:
+                async for item in items:
+                    yield item
+            result = on_thread.handed_over
+            while hasattr(result, "__await__"):
                 result = await result
             call = _continue(result)
         if hasattr(result, "__aiter__"):
             # Iterated right here: another generator in between would cost every piece.
             try:
                 async for item in result:
-                    if item.__class__ is str:
+                    if type(item) is str:
                         if item:
                             yield item
                     else:
@@ -97,6 +96,26 @@ class Agent:
                 yield event
 
 
+class _OnThread:
+    """What a sync call says, and what it hands over to be continued on the event loop."""
+
+    __slots__ = ("_batches", "handed_over")
+
+    def __init__(self, batches: AsyncGenerator[list[Any], None]) -> None:
+        self._batches = batches
+        self.handed_over: Any = None
+
+    async def items(self) -> AsyncGenerator[str | TypedEvent, None]:
+        async with aclosing(self._batches) as batches:
+            async for batch in batches:
+                for item in batch:
+                    if isinstance(item, HandedOver):
+                        self.handed_over = item.value
+                    else:
+                        for event in coerce(item):
+                            yield event
+
+
 def _continue(result: Any) -> Callable[[], Any] | None:
     """Return a call that continues a sync iterator on a thread; None when `result` is anything else."""
     return (lambda: result) if hasattr(result, "__next__") else None
@@ -106,7 +125,7 @@ async def _close(source: Any) -> None:
     """Close an async iterator that was left early: a generator, or a stream object of a client library."""
     close = getattr(source, "aclose", None) or getattr(source, "close", None)
     if callable(close):
-        closing = close()
+        closing: Any = close()
         if hasattr(closing, "__await__"):
             await closing
 

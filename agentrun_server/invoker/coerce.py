@@ -6,7 +6,10 @@ of these; Chat Completions chunks and completions, as objects or dicts (what an 
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from types import NoneType
 from typing import Any, cast, get_args
 
 from agentrun_server.core.events import (
@@ -23,10 +26,13 @@ from agentrun_server.core.events import (
     FunctionCallOutput,
     FunctionCallOutputDelta,
     Interrupt,
+    MergeOptions,
+    Progress,
     Raw,
     ReasoningDelta,
     RefusalDelta,
     StateUpdate,
+    Step,
     TextDelta,
     TypedEvent,
 )
@@ -34,7 +40,6 @@ from agentrun_server.core.usage import Usage
 
 __all__ = ["coerce"]
 
-_TYPED = frozenset(get_args(TypedEvent))
 _FINISH_REASONS = frozenset(get_args(FinishReason))
 
 Items = Iterator[str | TypedEvent]
@@ -50,9 +55,9 @@ def coerce(item: Any) -> Items:
         return
     if isinstance(item, str):
         if item:
-            yield str(item)
-    elif type(item) in _TYPED:
-        yield item
+            yield _exact(item)
+    elif type(item) in _FIELDS:
+        yield _checked(item)
     elif isinstance(item, AgentEvent):
         yield from _from_agent_event(item)
     elif isinstance(item, (list, tuple)):
@@ -73,30 +78,107 @@ def _refuse(item: object) -> TypeError:
     )
 
 
+def _exact(text: str) -> str:
+    """Return `text` as a plain `str`; `str()` itself would give the name of an enum's member, not its value."""
+    return text if type(text) is str else str.__str__(text)
+
+
+# --- typed events
+
+_OPTIONAL_STR = (str, NoneType)
+_OPTIONAL_MAPPING = (NoneType, Mapping)
+_OPTIONAL_ADDITION = (NoneType, Addition)
+
+_FIELDS: Mapping[type, Mapping[str, type | tuple[type, ...]]] = {
+    TextDelta: {"text": str, "logprobs": _OPTIONAL_MAPPING, "addition": _OPTIONAL_ADDITION},
+    ReasoningDelta: {"text": str, "addition": _OPTIONAL_ADDITION},
+    RefusalDelta: {"text": str},
+    FunctionCall: {"name": str, "id": _OPTIONAL_STR, "addition": _OPTIONAL_ADDITION},
+    FunctionCallDelta: {
+        "arguments": str,
+        "name": _OPTIONAL_STR,
+        "id": _OPTIONAL_STR,
+        "index": (int, NoneType),
+        "addition": _OPTIONAL_ADDITION,
+    },
+    FunctionCallOutput: {"id": str, "name": _OPTIONAL_STR},
+    FunctionCallOutputDelta: {"id": str, "delta": str},
+    Annotation: {"data": Mapping},
+    Usage: {"input_tokens": int, "output_tokens": int, "cached_tokens": int, "reasoning_tokens": int},
+    Finish: {"reason": str},
+    StateUpdate: {},
+    Interrupt: {
+        "id": str,
+        "prompt": str,
+        "type": str,
+        "tool_call_id": _OPTIONAL_STR,
+        "options": (NoneType, list, tuple),
+    },
+    Step: {"name": str, "status": str},
+    Progress: {"label": str},
+    Custom: {"name": str},
+    Raw: {"raw": str},
+    Failure: {"message": str, "code": str},
+}
+"""What the fields of the typed events must be; those that may hold anything are not listed."""
+
+
+def _checked(event: Any) -> TypedEvent:
+    """Return `event` if its fields are what they must be: encoders trust them."""
+    for name, kinds in _FIELDS[type(event)].items():
+        value = getattr(event, name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise TypeError(f"{type(event).__name__}.{name} must not be of type {type(value).__name__}")
+    if type(event) is FunctionCall and not isinstance(event.arguments, str):
+        return replace(event, arguments=_string(event.arguments))
+    if type(event) is Finish and event.reason not in _FINISH_REASONS:
+        raise TypeError(f"Finish.reason must be one of {', '.join(sorted(_FINISH_REASONS))}")
+    return cast("TypedEvent", event)
+
+
 # --- AgentRun SDK events
 
 
 def _from_agent_event(event: AgentEvent) -> Items:
+    data = _mapping(event.data, "data")
     addition = None
     if event.addition:
-        addition = Addition(dict(event.addition), event.addition_merge_options or {})
-    yield from _AGENT_EVENTS[event.event](event.data, addition)
+        options = _mapping(event.addition_merge_options or {}, "addition_merge_options")
+        addition = Addition(_mapping(event.addition, "addition"), cast("MergeOptions", options))
+    yield from _AGENT_EVENTS[event.event](data, addition)
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"the '{name}' of an AgentEvent must be a dict, not {type(value).__name__}")
+    return dict(cast("Mapping[str, Any]", value))
 
 
 def _string(value: Any) -> str:
     """Return text as it is and anything else as JSON: tool arguments and results come both ways."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, str):
+        return _exact(value)
+    try:
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+        except ValueError:  # NaN and infinities, which JSON does not have, become null
+            finite = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+            return json.dumps(finite, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        raise TypeError(f"a {type(value).__name__} cannot be written as JSON: it contains itself") from None
 
 
 def _event_text(data: dict[str, Any], addition: Addition | None) -> Items:
     text = _delta(data)
-    if text:
-        yield text if addition is None else TextDelta(text, None, addition)
+    if addition is not None:
+        yield TextDelta(text, None, addition)
+    elif text:
+        yield _exact(text)
 
 
 def _event_reasoning(data: dict[str, Any], addition: Addition | None) -> Items:
     text = _delta(data)
-    if text:
+    if text or addition is not None:
         yield ReasoningDelta(text, addition)
 
 
@@ -121,14 +203,12 @@ def _event_tool_call(data: dict[str, Any], addition: Addition | None) -> Items:
 
 def _event_tool_call_chunk(data: dict[str, Any], addition: Addition | None) -> Items:
     arguments = data.get("args_delta")
-    yield FunctionCallDelta(
-        "" if arguments is None else _string(arguments), data.get("name") or None, _id(data), None, addition
-    )
+    yield FunctionCallDelta("" if arguments is None else _string(arguments), _name(data), _id(data), None, addition)
 
 
 def _event_tool_result(data: dict[str, Any], _: Addition | None) -> Items:
     result = data.get("result", data.get("content"))
-    yield FunctionCallOutput(str(data.get("id") or ""), result, data.get("name"))
+    yield FunctionCallOutput(str(data.get("id") or ""), result, _name(data))
 
 
 def _event_tool_result_chunk(data: dict[str, Any], _: Addition | None) -> Items:
@@ -148,8 +228,8 @@ def _event_hitl(data: dict[str, Any], _: Addition | None) -> Items:
         id=str(data.get("id") or ""),
         prompt=str(data.get("prompt") or ""),
         type=str(data.get("type") or "input"),
-        tool_call_id=data.get("tool_call_id"),
-        options=data.get("options"),
+        tool_call_id=_text_or_none(data.get("tool_call_id")),
+        options=_options(data.get("options")),
         schema=data.get("schema"),
         default=data.get("default"),
         timeout=data.get("timeout"),
@@ -160,6 +240,12 @@ def _event_custom(data: dict[str, Any], _: Addition | None) -> Items:
     yield Custom(str(data.get("name") or ""), data.get("value"))
 
 
+def _options(value: Any) -> list[Any] | None:
+    if value is None or isinstance(value, list):
+        return value
+    return list(cast("Any", value)) if isinstance(value, (tuple, set, frozenset, Mapping)) else [value]
+
+
 def _event_raw(data: dict[str, Any], _: Addition | None) -> Items:
     raw = data.get("raw")
     if raw:
@@ -167,8 +253,18 @@ def _event_raw(data: dict[str, Any], _: Addition | None) -> Items:
 
 
 def _id(data: dict[str, Any]) -> str | None:
-    call_id = data.get("id")
-    return str(call_id) if call_id else None
+    return _text_or_none(data.get("id"))
+
+
+def _name(data: dict[str, Any]) -> str | None:
+    return _text_or_none(data.get("name"))
+
+
+def _text_or_none(value: Any) -> str | None:
+    """Return an id or a name as text; None when there is none."""
+    if value is None or value == "":
+        return None
+    return _exact(value) if isinstance(value, str) else str(value)
 
 
 _AGENT_EVENTS: Mapping[EventType, Callable[[dict[str, Any], Addition | None], Items]] = {
@@ -195,13 +291,27 @@ def _from_mapping(item: Mapping[str, Any]) -> Items:
     elif "error" in item and isinstance(item["error"], Mapping):
         yield Failure(str(item["error"].get("message") or "The agent reported an error."))
     elif "event" in item and "data" in item:
-        yield from _from_agent_event(AgentEvent(item["event"], dict(item["data"] or {})))
-    elif item.get("type") in _PARTS:
+        yield from _from_agent_event(_agent_event(item))
+    elif _is_part(item):
         yield from _from_part(item)
     elif "content" in item or "tool_calls" in item:
         yield from _from_message(item.get)
     else:
         raise _refuse(item)
+
+
+def _agent_event(item: Mapping[str, Any]) -> AgentEvent:
+    """An `AgentEvent` that became a dict on its way."""
+    try:
+        kind = EventType(item["event"])
+    except ValueError:
+        raise TypeError("the 'event' of an AgentEvent must be an EventType") from None
+    return AgentEvent(kind, item["data"] or {}, item.get("addition"), item.get("addition_merge_options"))
+
+
+def _is_part(part: Mapping[str, Any]) -> bool:
+    kind = part.get("type")
+    return isinstance(kind, str) and kind in _PARTS
 
 
 def _from_part(part: Mapping[str, Any]) -> Items:
@@ -232,8 +342,8 @@ def _from_chunk(chunk: Any) -> Items:
             continue  # only the first choice of an upstream answer is this agent's answer
         yield from _from_delta(of_choice("delta") or of_choice("message"), of_choice("logprobs"))
         reason = of_choice("finish_reason")
-        if reason in _FINISH_REASONS and reason != "stop":
-            yield Finish(reason)
+        if isinstance(reason, str) and reason in _FINISH_REASONS and reason != "stop":
+            yield Finish(cast("FinishReason", reason))
     usage = get("usage")
     if usage:
         yield _usage(_getter(usage))
@@ -246,7 +356,7 @@ def _from_delta(delta: Any, logprobs: Any) -> Items:
         yield ReasoningDelta(reasoning)
     content = get("content")
     if isinstance(content, str) and content:
-        yield TextDelta(content, _plain(logprobs)) if logprobs else content
+        yield TextDelta(content, _plain(logprobs)) if logprobs else _exact(content)
     elif isinstance(content, (list, tuple)):
         yield from _from_parts(content)
     refusal = get("refusal")
@@ -256,7 +366,7 @@ def _from_delta(delta: Any, logprobs: Any) -> Items:
     legacy = get("function_call")
     if legacy:
         called = _getter(legacy)
-        yield FunctionCallDelta(called("arguments") or "", called("name"), None, 0)
+        yield FunctionCallDelta(_string(called("arguments") or ""), _text_or_none(called("name")), None, 0)
     for annotation in get("annotations") or ():
         yield Annotation(_plain(annotation))
 
@@ -267,13 +377,17 @@ def _from_tool_calls(calls: Any) -> Items:
         kind = "custom" if get("type") == "custom" else "function"
         called = _getter(get(kind))
         arguments = called("arguments" if kind == "function" else "input")
-        index = get("index")
+        index, call_id = _index(get("index")), _text_or_none(get("id"))
         yield FunctionCallDelta(
             "" if arguments is None else _string(arguments),
-            called("name") or None,
-            get("id") or None,
-            position if index is None and not get("id") else index,
+            _text_or_none(called("name")),
+            call_id,
+            position if index is None and call_id is None else index,
         )
+
+
+def _index(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _usage(get: Callable[[str], Any]) -> Usage:
@@ -282,11 +396,18 @@ def _usage(get: Callable[[str], Any]) -> Usage:
     made = get("completion_tokens_details") or get("output_tokens_details") or get("output_token_details")
     cached, reasoning = _getter(given), _getter(made)
     return Usage(
-        get("prompt_tokens") or get("input_tokens") or 0,
-        get("completion_tokens") or get("output_tokens") or 0,
-        cached("cached_tokens") or cached("cache_read") or 0,
-        reasoning("reasoning_tokens") or reasoning("reasoning") or 0,
+        _count(get("prompt_tokens") or get("input_tokens")),
+        _count(get("completion_tokens") or get("output_tokens")),
+        _count(cached("cached_tokens") or cached("cache_read")),
+        _count(reasoning("reasoning_tokens") or reasoning("reasoning")),
     )
+
+
+def _count(value: Any) -> int:
+    """Return a number of tokens; 0 for what is none. An upstream's odd count is no reason to fail an answer."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return 0
+    return max(0, int(value))
 
 
 # --- objects
@@ -307,7 +428,8 @@ def _from_message(get: Callable[[str], Any]) -> Items:
     """A message: OpenAI's as a dict, LangChain's, or anything with ``.content``."""
     content = get("content")
     if get("tool_call_id") and (get("type") == "tool" or get("role") == "tool"):
-        yield FunctionCallOutput(get("tool_call_id"), content, get("name"), get("status") == "error")
+        failed = get("status") == "error"
+        yield FunctionCallOutput(str(get("tool_call_id")), content, _text_or_none(get("name")), failed)
         return
     more = _getter(get("additional_kwargs"))
     reasoning = get("reasoning_content") or more("reasoning_content")
@@ -315,7 +437,7 @@ def _from_message(get: Callable[[str], Any]) -> Items:
         yield ReasoningDelta(reasoning)
     if isinstance(content, str):
         if content:
-            yield str(content)
+            yield _exact(content)
     elif isinstance(content, (list, tuple)):
         yield from _from_parts(content)
     elif content is not None:
@@ -324,7 +446,8 @@ def _from_message(get: Callable[[str], Any]) -> Items:
     if pieces:
         for piece in pieces:
             of = _getter(piece)
-            yield FunctionCallDelta(of("args") or "", of("name") or None, of("id") or None, of("index"))
+            arguments = _string(of("args") or "")
+            yield FunctionCallDelta(arguments, _text_or_none(of("name")), _text_or_none(of("id")), _index(of("index")))
     else:
         yield from _from_message_calls(get("tool_calls"))
     usage = get("usage_metadata")
@@ -338,16 +461,16 @@ def _from_message_calls(calls: Any) -> Items:
         if get("function") is not None or get("custom") is not None:
             yield from _from_tool_calls([call])
         else:  # LangChain: {"name", "args", "id"}
-            yield FunctionCall(str(get("name") or ""), _string(get("args") or {}), get("id") or None)
+            yield FunctionCall(str(get("name") or ""), _string(get("args") or {}), _text_or_none(get("id")))
 
 
 def _from_parts(parts: Any) -> Items:
     for part in parts:
         if isinstance(part, str):
             if part:
-                yield part
+                yield _exact(part)
         elif isinstance(part, Mapping):
-            if part.get("type") in _PARTS:
+            if _is_part(cast("Mapping[str, Any]", part)):
                 yield from _from_part(cast("Mapping[str, Any]", part))
         else:
             raise _refuse(part)
@@ -365,4 +488,8 @@ def _getter(source: Any) -> Callable[[str], Any]:
 def _plain(value: Any) -> dict[str, Any]:
     """Return a pydantic object or mapping as a dict."""
     dump = getattr(value, "model_dump", None)
-    return dict(dump(exclude_none=True) if callable(dump) else value)
+    if callable(dump):
+        return cast("dict[str, Any]", dump(exclude_none=True))
+    if not isinstance(value, Mapping):
+        raise _refuse(value)
+    return dict(cast("Mapping[str, Any]", value))

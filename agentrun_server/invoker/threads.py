@@ -4,16 +4,18 @@ A generator is iterated *and closed* on that thread, with the context variables 
 SQLite connections and tracing spans hold. Items cross to the event loop in batches, one wake-up each. The thread waits
 when `_MAX_ITEMS` items or `_MAX_CHARACTERS` of text have not been taken: a slow reader holds the agent back.
 
-Threads are not pooled: starting one costs less than a tenth of a millisecond, and a fresh one cannot carry thread-local state from
-one caller to the next. Python cannot stop a thread from outside; one that does not come to an end is counted in
-`Threads.zombies` until it does.
+Threads are not pooled: starting one costs less than a tenth of a millisecond, and a fresh one cannot carry thread-local
+state from one caller to the next. Python cannot stop a thread from outside; one that does not come to an end
+is counted in `Threads.zombies` until it does.
 """
 
 import asyncio
 import contextvars
+import inspect
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +69,7 @@ class ThreadRun:
                 self.handed_over = result
             else:
                 self._put(result)
-        except BaseException as exc:  # noqa: BLE001 - handed to the event loop, which judges it
+        except BaseException as exc:  # handed to the event loop, which judges it
             self._error = exc
         finally:
             self._call = _nothing  # the thread must not keep the request alive
@@ -102,10 +104,8 @@ class ThreadRun:
         with self._lock:
             self._ended = True
             self._wake()
-        try:
+        with suppress(RuntimeError):  # the loop is closed: the server is gone, and nobody waits
             self._loop.call_soon_threadsafe(self._set_done)
-        except RuntimeError:
-            pass  # the loop is closed: the server is gone, and nobody waits
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
@@ -119,6 +119,14 @@ class ThreadRun:
 
     def _set_done(self) -> None:
         _resolve(self._done)
+        if self._stopped:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Close a coroutine that nobody will await any more: none of its code has run."""
+        result, self.handed_over = self.handed_over, None
+        if inspect.iscoroutine(result):
+            result.close()
 
     async def batches(self) -> AsyncGenerator[list[Any], None]:
         """Yield lists of items as they come; raise what the agent raised."""
@@ -146,11 +154,17 @@ class ThreadRun:
             self._stopped = True
             self._items, self._weight = [], 0
             self._room.notify()
+        self._discard()
 
     async def wait_ended(self, grace: float) -> bool:
         """Wait until the thread has run its last line, at most `grace` seconds; return whether it has."""
         if not self._done.done():
             await asyncio.wait([self._done], timeout=grace)
+        return self.ended
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has run its last line."""
         return self._done.done()
 
     def when_ended(self, callback: Callable[[], None]) -> None:
@@ -191,13 +205,17 @@ class Threads:
         try:
             async for batch in batches:
                 yield batch
-            if thread_run.handed_over is not None:
-                yield [HandedOver(thread_run.handed_over)]
+            result, thread_run.handed_over = thread_run.handed_over, None
+            if result is not None:
+                yield [HandedOver(result)]
         finally:
             thread_run.stop()
-            if not await thread_run.wait_ended(self.grace):
-                self.zombies += 1
-                thread_run.when_ended(self._zombie_ended)
+            try:
+                await thread_run.wait_ended(self.grace)
+            finally:  # also when the wait is cancelled: the run has been given up
+                if not thread_run.ended:
+                    self.zombies += 1
+                    thread_run.when_ended(self._zombie_ended)
 
     async def _admit(self) -> None:
         if self.running < self._limit:
@@ -209,12 +227,12 @@ class Threads:
         self._waiting.append(waiter)
         try:
             await asyncio.wait_for(waiter, self._timeout)
-        except TimeoutError:
-            raise TooManyRequestsError("The server is busy. Please try again shortly.").retry_after(1.0) from None
-        except asyncio.CancelledError:
+        except (TimeoutError, asyncio.CancelledError) as exc:
             if waiter.done() and not waiter.cancelled():
                 self._release()  # the place was given to us in the same moment
-            raise
+            if isinstance(exc, asyncio.CancelledError):
+                raise
+            raise TooManyRequestsError("The server is busy. Please try again shortly.").retry_after(1.0) from None
         finally:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)

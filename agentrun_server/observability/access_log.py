@@ -6,10 +6,10 @@ write. Lines go to the standard output in the order in which requests end, at mo
 """
 
 import asyncio
-import json
 import logging
 import sys
 import time
+from json.encoder import encode_basestring_ascii as _quote
 from typing import Any, Literal, TextIO
 
 __all__ = ["AccessLog"]
@@ -18,6 +18,14 @@ _DELAY = 0.2
 _MAX_LINES = 256
 
 _logger = logging.getLogger("agentrun_server.access")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return _quote(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "null" if value is None else str(value)  # a number: facts hold nothing else
 
 
 class AccessLog:
@@ -76,12 +84,12 @@ class AccessLog:
                 f"{self._stamp[11:]} {status} {seconds * 1000:8.1f} ms  {ascii(text)[1:-1]} {address}"
                 f" request_id={request_id}{ascii(more)[1:-1]}\n"
             )
-        more = json.dumps(facts, default=str)[1:-1] if facts else ""
+        more = "".join([f',"{key}":{_value(value)}' for key, value in facts.items()]) if facts else ""
         return (
             f'{{"time":"{self._stamp}.{int(now * 1000) % 1000:03d}Z","level":"info","logger":"agentrun_server.access",'
-            f'"message":"request","method":{json.dumps(scope["method"])},"path":{json.dumps(scope["path"])},'
-            f'"status":{status},"duration_ms":{seconds * 1000:.1f},"client":{json.dumps(address)},'
-            f'"request_id":"{request_id}"{"," + more if more else ""}}}\n'
+            f'"message":"request","method":"{scope["method"]}","path":{_quote(scope["path"])},'
+            f'"status":{status},"duration_ms":{seconds * 1000:.1f},"client":"{address}",'
+            f'"request_id":"{request_id}"{more}}}\n'
         )
 
     def _log(self, scope: Any, status: int, seconds: float, request_id: str, facts: dict[str, Any] | None) -> None:

@@ -36,7 +36,7 @@ class Stepper(Generic[T]):
         """
         self._step = step = self._generator.__anext__()
         try:
-            self._pending = step.send(None)  # type: ignore[attr-defined] # async generators' own awaitable has it
+            self._pending = step.send(None)
         except StopIteration as ready:
             return ready.value  # type: ignore[no-any-return]
         self.waiting = True
@@ -92,7 +92,7 @@ class Stepper(Generic[T]):
             raise
 
     async def close(self, exc: BaseException) -> None:
-        """Close the generator, wherever it stands; `exc` is raised where it waits. Its ``finally`` blocks run to the end."""
+        """Close the generator, wherever it stands, and run its clean-up; `exc` is raised where it waits."""
         if self.waiting:
             await self._abort(exc)
         await self._generator.aclose()

@@ -7,7 +7,7 @@ from typing import Any
 from agentrun_server.errors import ConfigurationError, NotFoundError
 from agentrun_server.invoker.agent import Agent, AgentCallable
 
-__all__ = ["Agents", "DEFAULT_MODEL"]
+__all__ = ["DEFAULT_MODEL", "Agents"]
 
 DEFAULT_MODEL = "agentrun"
 """Id of a single agent that was given no other; the AgentRun SDK uses the same."""

@@ -8,6 +8,7 @@ to `.app`. It is imported when one of these is wanted; a plain server never does
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentrun_server.config import ServerConfig
@@ -37,6 +38,8 @@ from agentrun_server.server.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from agentrun_server.server.http_protocol import HttpLimits
 
 __all__ = ["AgentRunServer", "MiddlewareEntry"]
 
@@ -153,7 +156,7 @@ class AgentRunServer:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request: give it an id, catch what nobody caught, log it."""
         given = client_request_id(scope) if self.config.trust_request_id else None
-        exchange = Exchange(scope, send, given or self._new_id("req_"))
+        exchange = Exchange(send, given or self._new_id("req_"))
         scope[EXCHANGE] = exchange
         request_id.set(exchange.request_id)
         try:
@@ -206,10 +209,10 @@ class AgentRunServer:
 
     # --- routes
 
-    async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _models(self, _scope: Scope, _: Receive, send: Send) -> None:
         await answer(send, 200, dumps(self._agents.list()).encode())
 
-    async def _model(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _model(self, scope: Scope, _: Receive, send: Send) -> None:
         path = _path(scope)
         prefix = next(prefix for prefix in self._model_paths if path.startswith(prefix))
         try:
@@ -219,17 +222,24 @@ class AgentRunServer:
         else:
             await answer(send, 200, dumps(model).encode())
 
-    async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _health(self, scope: Scope, _: Receive, send: Send) -> None:
         scope[EXCHANGE].quiet = True
         await answer(send, 200, b'{"status":"ok"}')
 
-    async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _ready(self, scope: Scope, _: Receive, send: Send) -> None:
         scope[EXCHANGE].quiet = True
         reason = self.not_ready()
         if reason is None:
             await answer(send, 200, b'{"status":"ready"}')
         else:
             await answer_error(send, ServiceUnavailableError(reason, code="not_ready").retry_after(1.0))
+
+    @cached_property
+    def http_limits(self) -> "HttpLimits":
+        """What one request may cost; read by `agentrun_server.server.http_protocol`."""
+        from agentrun_server.server.http_protocol import HttpLimits
+
+        return HttpLimits.from_config(self.config)
 
     def not_ready(self) -> str | None:
         """Return why a load balancer should send nothing here, None when it may."""
@@ -242,7 +252,7 @@ class AgentRunServer:
     # --- lifespan
 
     @asynccontextmanager
-    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+    async def lifespan(self, _: Any = None) -> AsyncIterator[None]:
         """Start and stop what stands beside the requests.
 
         For mounting: ``FastAPI(lifespan=server.lifespan)``. Without it the server works too, but does not drain.
@@ -309,7 +319,8 @@ class AgentRunServer:
 
         return app
 
-    def start(self, host: str = "0.0.0.0", port: int = 9000, log_level: str = "info", **options: Any) -> None:  # noqa: S104 - the AgentRun SDK's default; a container's only choice
+    # The AgentRun SDK's default, and what a container needs.
+    def start(self, host: str = "0.0.0.0", port: int = 9000, log_level: str = "info", **options: Any) -> None:  # noqa: S104
         """Serve until SIGTERM or SIGINT; `options` are those of `agentrun_server.server.serve.run`, then uvicorn's."""
         from agentrun_server.server.serve import run
 

@@ -1,8 +1,8 @@
 """A run that answers an HTTP request: its connection, its time limits, and how it is stopped.
 
 The agent runs in the request's own task. A second task, `_watch`, waits for the client to leave; it is started when
-the agent first has to wait, so that an agent that answers at once costs nothing more. `Sweeper` looks at all attachments
-now and then (`check`): heartbeats, time limits and slow readers need no timer of their own.
+the agent first has to wait, so that an agent that answers at once costs nothing more. `Sweeper` looks at every
+attachment now and then (`check`): heartbeats, time limits, slow readers need no timers of their own.
 
 A run is stopped by cancelling its task once, so that the agent's ``finally`` blocks can wait for what they must. If it
 has not come to its end after `cancel_grace`, it is given up: its place is freed, the client has its answer already.
@@ -73,8 +73,8 @@ class Attachment:
     """Binds one request, its run and its connection together. `encode_error` writes an error into a started stream."""
 
     __slots__ = (
-        "__weakref__", "_beat", "_config", "_receive", "_release", "_scope", "_send", "_watcher", "abandoned", "blocked_since",
-        "body_received", "body_started", "disconnected", "encode_error", "exchange", "finished", "first_event",
+        "__weakref__", "_beat", "_config", "_receive", "_release", "_scope", "_send", "_watcher", "abandoned",
+        "blocked_since", "body_received", "body_started", "disconnected", "encode_error", "exchange", "finished", "first_event",
         "last_write", "request", "run", "run_started", "started", "stopped_at", "task",
     )  # fmt: skip
 
@@ -159,7 +159,7 @@ class Attachment:
         await self._end(b"")
 
     async def fail(self, error: APIError) -> None:
-        """Tell the caller that there will be no (whole) answer: as a status while that is possible, else in the stream."""
+        """Tell the caller that there is no (whole) answer: by status while that is possible, else in the stream."""
         if self._beat is not None and self._beat is not asyncio.current_task():
             await asyncio.wait([self._beat])
         if self.finished:

@@ -187,6 +187,8 @@ class ChatHandler:
 def _check_media_type(headers: Headers, max_body_bytes: int) -> None:
     """Refuse what is certainly not JSON. A form type is let pass: curl's ``-d`` sends it with JSON bodies."""
     for name, value in headers.raw:
+        if not name.startswith(b"content-"):
+            continue
         if name == b"content-encoding":
             if value.strip().lower() not in (b"", b"identity"):
                 raise UnsupportedMediaTypeError("Compressed request bodies are not supported.")
@@ -198,7 +200,10 @@ def _check_media_type(headers: Headers, max_body_bytes: int) -> None:
 
 
 def _prompt_tokens(request: AgentRequest) -> int:
-    size = sum(utf8_size(message.text) for message in request.messages)
+    size = 0
+    for message in request.messages:
+        content = message.get("content")
+        size += utf8_size(content if type(content) is str else message.text)
     return (size + 3) // 4
 
 

@@ -25,10 +25,9 @@ class Exchange:
     `facts` are fields for the log line, set by whoever knows them.
     """
 
-    __slots__ = ("_send", "facts", "quiet", "request_id", "scope", "started", "status")
+    __slots__ = ("_send", "facts", "quiet", "request_id", "started", "status")
 
-    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
-        self.scope = scope
+    def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self.request_id = request_id
         self.started = time.perf_counter()

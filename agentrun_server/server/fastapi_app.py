@@ -90,7 +90,7 @@ class _Delegate(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if EXCHANGE not in scope:  # the router was included in an app of the user's own
-            exchange = Exchange(scope, send, _new_id("req_"))
+            exchange = Exchange(send, _new_id("req_"))
             scope[EXCHANGE], send = exchange, exchange.send
         await self._app(scope, receive, send)
 

@@ -97,7 +97,7 @@ class OpenAIProtocolHandler(BaseProtocolHandler):
         return DEFAULT_PREFIXES if self.config.prefix is None else (self.config.prefix,)
 
     def as_fastapi_router(self, agent_invoker: AgentInvoker) -> "APIRouter":
-        """Return the routes, documented. (A server answers them before FastAPI is asked: that is faster.)"""
+        """Return the routes, documented. A server answers them itself, before FastAPI is asked."""
         from agentrun_server.server.fastapi_app import openai_router
 
         return openai_router(agent_invoker)

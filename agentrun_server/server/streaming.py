@@ -4,7 +4,7 @@
 * A piece for which the agent had to wait is sent at once.
 * When more than a millisecond has passed since the last write, the piece is sent too: an agent that blocks the event
   loop between two pieces holds none of them back.
-* After a write in the middle of a burst the event loop gets a turn, so that one talkative agent cannot starve the others.
+* After a write in the middle of a burst the event loop gets a turn: one talkative agent cannot starve the others.
 * A client that does not read makes `Attachment.write` wait, and with it the agent.
 """
 

@@ -29,12 +29,24 @@ def read_messages(value: Any, *, max_messages: int) -> list[Message]:
     """Return the conversation.
 
     Raises:
-        InvalidRequestError: it is empty or too long, a message is malformed, or calls of the assistant were not answered.
+        InvalidRequestError: it is empty or too long, a message is malformed, or a call was not answered.
     """
     items = array(value, "messages", 1, max_messages)
-    messages = [_read_message(item, f"messages[{i}]") for i, item in enumerate(items)]
-    _check_calls_answered(messages)
+    messages: list[Message] = []
+    plain = True
+    for i, item in enumerate(items):
+        # Almost every message is a role and a text: nothing in it can be wrong.
+        if type(item) is dict and len(item) == 2 and item.get("role") in _SPEAKERS and type(item.get("content")) is str:
+            messages.append(Message(item))
+        else:
+            plain = False
+            messages.append(_read_message(item, f"messages[{i}]"))
+    if not plain:
+        _check_calls_answered(messages)
     return messages
+
+
+_SPEAKERS = frozenset({"developer", "system", "user", "assistant"})
 
 
 def _read_message(value: Any, here: str) -> Message:
@@ -109,7 +121,9 @@ def _read_call(value: Any, here: str) -> None:
     if call.get("id") is None:
         missing(f"{here}.id")
     text(256)(call["id"], f"{here}.id")
-    kind = choice("function", "custom")(call.setdefault("type", "function"), f"{here}.type")
+    if call.get("type") is None:
+        call["type"] = "function"
+    kind = choice("function", "custom")(call["type"], f"{here}.type")
     if call.get(kind) is None:
         missing(f"{here}.{kind}")
     body = mapping(call[kind], f"{here}.{kind}")

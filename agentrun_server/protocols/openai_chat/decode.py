@@ -16,7 +16,7 @@ __all__ = ["ACTIVITY_HEADER", "ChatOptions", "decode", "parse_json", "warm_up"]
 ACTIVITY_HEADER = "x-agent-events"
 """A caller names the kinds of ``x_agent`` activity it wants: ``X-Agent-Events: tools,steps``."""
 
-_ATTRIBUTES = ("model", "messages", "stream", "tools", "tool_choice", "response_format", "metadata", "user")
+_OPTIONS = frozenset({"n", "stop", "stream_options", "logprobs", "functions", "x_agent"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class ChatOptions:
 
 
 _NO_TOOLS: Mapping[str, ToolKind] = {}
+_PLAIN = ChatOptions(client_tools=_NO_TOOLS)
+"""The options of a request that asks for nothing special: almost every one."""
 _loads: Callable[..., Any] | None = None
 
 
@@ -95,28 +97,48 @@ def decode(
             params[key] = check(value, key)
     if extra and strict_fields:
         invalid(min(extra), "unknown request field.", "unknown_parameter")
-    values = {name: params.pop(name) for name in _ATTRIBUTES if name in params}
-    if "model" not in values:
+    if "model" not in params:
         missing("model")
-    if "messages" not in values:
+    if "messages" not in params:
         missing("messages")
-    values["messages"] = read_messages(values["messages"], max_messages=max_messages)
-    options = _read_options(params, values, headers, max_choices, activity)
-    if "tools" in values:
-        values["tools"] = [Tool(tool) for tool in values["tools"]] or None
+    pop = params.pop
+    messages = read_messages(pop("messages"), max_messages=max_messages)
+    tools, tool_choice = pop("tools", None), pop("tool_choice", None)
+    options = _read_options(params, tools, tool_choice, headers, max_choices, activity)
+    if tools:
+        tools = [Tool(tool) for tool in tools]
     elif options.legacy_functions:
-        values["tools"] = [Tool(type="function", function=item) for item in params["functions"]]
-        values.setdefault("tool_choice", _legacy_choice(params.get("function_call")))
-    return AgentRequest(**values, params=params, extra=extra, headers=headers), options
+        tools = [Tool(type="function", function=item) for item in params["functions"]]
+        tool_choice = tool_choice or _legacy_choice(params.get("function_call"))
+    else:
+        tools = None
+    request = AgentRequest(
+        messages,
+        model=pop("model"),
+        stream=pop("stream", False),
+        tools=tools,
+        tool_choice=tool_choice,
+        response_format=pop("response_format", None),
+        metadata=pop("metadata", None),
+        user=pop("user", None),
+        params=params,
+        extra=extra,
+        headers=headers,
+    )
+    return request, options
 
 
 def _read_options(
     params: dict[str, Any],
-    values: dict[str, Any],
+    tools: list[dict[str, Any]] | None,
+    tool_choice: Any,
     headers: Headers,
     max_choices: int,
     activity: Iterable[str],
 ) -> ChatOptions:
+    header = headers.get(ACTIVITY_HEADER)
+    if header is None and not activity and tools is tool_choice is None and _OPTIONS.isdisjoint(params):
+        return _PLAIN
     n = params.get("n", 1)
     if n > max_choices:
         invalid("n", f"this server answers with at most {max_choices} choices.", "integer_above_max_value")
@@ -125,17 +147,15 @@ def _read_options(
     asked = params.pop("x_agent", None)
     if asked is not None:
         wanted |= frozenset(asked.get("include") or ())
-    header = headers.get(ACTIVITY_HEADER)
     if header:
         wanted |= {part.strip().lower() for part in header.split(",")}
-    tools = values.get("tools")
     legacy = not tools and "functions" in params
-    names = _NO_TOOLS
+    names: Mapping[str, ToolKind] = _NO_TOOLS
     if tools:
         names = {tool[tool["type"]]["name"]: tool["type"] for tool in tools if tool["type"] in ("function", "custom")}
     elif legacy:
         names = {item["name"]: "function" for item in params["functions"]}
-    _check_tool_choice(values.get("tool_choice"), names)
+    _check_tool_choice(tool_choice, names)
     return ChatOptions(
         n=n,
         stop=tuple(params.get("stop", ())),

@@ -14,7 +14,7 @@ from agentrun_server.core.usage import Usage, utf8_size
 from agentrun_server.errors import APIError
 from agentrun_server.protocols.json_text import dumps, quote, quote_sized
 from agentrun_server.protocols.openai_chat.decode import ChatOptions
-from agentrun_server.protocols.openai_chat.turn import ChatSettings, Turn
+from agentrun_server.protocols.openai_chat.turn import OWN_KEYS, ChatSettings, Turn
 
 __all__ = ["ChunkEncoder", "CompletionEncoder"]
 
@@ -61,8 +61,8 @@ class ChunkEncoder(Turn):
     def feed(self, item: str | TypedEvent) -> str:
         """Take the next item; return the chunks it becomes."""
         # The path of almost every token: plain text in an answer that is text already.
-        if item.__class__ is str and self._plain:
-            size, quoted = quote_sized(item)  # type: ignore[arg-type] # a str, by the test above
+        if type(item) is str and self._plain:
+            size, quoted = quote_sized(item)
             total = self.text_bytes + size
             if size <= _MAX_PIECE and total <= self._settings.max_output_bytes:
                 self.text_bytes = total
@@ -99,7 +99,7 @@ class ChunkEncoder(Turn):
     def _chunk(self, delta: str, logprobs: Mapping[str, Any] | None = None, extra: str = "") -> str:
         tail = self._tail
         if logprobs is not None:
-            tail = tail.replace('"logprobs":null', f'"logprobs":{dumps(logprobs)}', 1)
+            tail = tail.replace('"logprobs":null', f'"logprobs":{dumps(_join_logprobs([logprobs]))}', 1)
         if self._options.include_obfuscation and delta != "{}":
             # Padding hides the length of each piece from someone who watches the encrypted stream.
             extra += f',"obfuscation":"{self._new_id("")[: 16 - len(delta) % 16]}"'
@@ -151,9 +151,9 @@ class ChunkEncoder(Turn):
                 f'"{kind}":{{"name":{quote(call.name)},"{key}":""}}}}'
             )
             written += self._chunk(f'{{"tool_calls":[{opening}]}}')
-        if piece.arguments:
+        more = self._with_addition({}, addition)
+        if piece.arguments or more:
             rest = f'{{"tool_calls":[{{"index":{call.index},"{kind}":{{"{key}":{quote(piece.arguments)}}}}}]'
-            more = self._with_addition({}, addition)
             rest += "".join(f",{quote(name)}:{dumps(value)}" for name, value in more.items())
             written += self._chunk(rest + "}")
         return written
@@ -165,7 +165,8 @@ class ChunkEncoder(Turn):
         return self._opened() + self._chunk("{}", extra=f',"x_agent":{dumps(event)}')
 
     def _write_raw(self, raw: str) -> str:
-        raw = raw.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
+        raw = raw.replace("\r\n", "\n").replace("\r", "\n").strip("\n")
+        raw = raw.encode("utf-8", "replace").decode()  # half of a surrogate pair cannot be sent
         return f"{raw}\n\n" if raw else ""
 
 
@@ -189,11 +190,11 @@ class CompletionEncoder(Turn):
 
     def feed(self, item: str | TypedEvent) -> str:
         """Take the next item; nothing is written before the end."""
-        if item.__class__ is str and self._plain:
-            total = self.text_bytes + utf8_size(item)  # type: ignore[arg-type] # a str, by the test above
+        if type(item) is str and self._plain:
+            total = self.text_bytes + utf8_size(item)
             if total <= self._settings.max_output_bytes:
                 self.text_bytes = total
-                self._texts.append(item)  # type: ignore[arg-type]
+                self._texts.append(item)
                 return ""
         return super().feed(item)
 
@@ -264,30 +265,29 @@ class CompletionEncoder(Turn):
         self._refusals.append(text)
         return ""
 
-    def _write_call(self, piece: CallPiece, addition: Addition | None) -> str:
+    def _write_call(self, piece: CallPiece, addition: Addition | None) -> str:  # noqa: ARG002
         if addition is not None:
             self._addition.append(addition)
         return ""  # the calls are in the book
 
-    def _write_annotations(self, annotations: list[dict[str, Any]]) -> str:
+    def _write_annotations(self, annotations: list[dict[str, Any]]) -> str:  # noqa: ARG002
         return ""  # in the message
 
     def _write_activity(self, event: dict[str, Any]) -> str:
         self._activity.append(event)
         return ""
 
-    def _write_raw(self, raw: str) -> str:
+    def _write_raw(self, raw: str) -> str:  # noqa: ARG002
         return ""  # server-sent events have no place in a JSON body
-
-
-_OWN_KEYS = frozenset({"role", "content", "refusal", "annotations", "tool_calls", "function_call"})
 
 
 def merge_message(fields: dict[str, Any], addition: Addition) -> dict[str, Any]:
     """Merge one event's addition into a message; strings of the same key are joined, as a client joins deltas."""
     result = dict(fields)
+    if addition.options.get("no_new_field"):
+        return result  # the fields of the protocol's own cannot be changed
     for key, value in addition.fields.items():
-        if key in _OWN_KEYS:
+        if key in OWN_KEYS:
             continue
         old = result.get(key)
         result[key] = old + value if isinstance(old, str) and isinstance(value, str) else value
@@ -319,7 +319,5 @@ def _join_logprobs(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Join the logprobs of all pieces into the one object of a completion."""
     joined: dict[str, Any] = {"content": None, "refusal": None}
     for part in parts:
-        for key in joined:
-            if part.get(key):
-                joined[key] = [*(joined[key] or []), *part[key]]
+        joined = {key: [*(old or []), *(part.get(key) or [])] or None for key, old in joined.items()}
     return joined

@@ -1,10 +1,9 @@
 """Checks for the fields of a Chat Completions request, as a table: field name → check.
 
 A check takes the value the client sent (never null: null is read as absent) and the field's name for the error, and
-returns the value to use. Sources: `CreateChatCompletionRequest` of the OpenAI specification 2.3.0, and what clients send.
+returns the value to use. Source: `CreateChatCompletionRequest` of the OpenAI specification 2.3.0.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -82,7 +81,7 @@ def number(low: float, high: float) -> Check:
     def check(value: Any, param: str) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             wrong_type(param, "a number", value)
-        if not math.isfinite(value) or not low <= value <= high:
+        if not low <= value <= high:  # never so for NaN and the infinities
             invalid(param, f"expected a number between {low:g} and {high:g}.", "number_out_of_range")
         return value
 

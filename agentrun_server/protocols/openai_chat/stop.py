@@ -8,15 +8,17 @@ __all__ = ["StopFilter"]
 class StopFilter:
     """Passes text through up to the first stop sequence, which may be spread over several pieces.
 
-    Text that could be the beginning of a sequence is held back until it is clear.
+    Text that could be the beginning of a sequence is held back until it is clear. `flush` shows it all the same, but
+    does not forget it: text that completes the sequence later is not passed.
     """
 
-    __slots__ = ("_held", "_longest", "_sequences", "hit")
+    __slots__ = ("_held", "_longest", "_sequences", "_shown", "hit")
 
     def __init__(self, sequences: Sequence[str]) -> None:
         self._sequences = sequences
         self._longest = max(map(len, sequences))
         self._held = ""
+        self._shown = 0  # so much of `_held` has been flushed
         self.hit = False
         """A sequence was found: nothing more is passed."""
 
@@ -24,18 +26,19 @@ class StopFilter:
         """Return what can be shown of the text so far."""
         if self.hit:
             return ""
-        text = self._held + text
+        shown, text = self._shown, self._held + text
         found = [at for at in (text.find(sequence) for sequence in self._sequences) if at >= 0]
         if found:
             self.hit, self._held = True, ""
-            return text[: min(found)]
-        keep = self._possible_start(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+            return text[shown : min(found)]
+        start = len(text) - self._possible_start(text)
+        self._held, self._shown = text[start:], max(0, shown - start)
+        return text[shown:start]
 
     def flush(self) -> str:
         """Return what was held back: the text ends, or something other than text follows."""
-        held, self._held = self._held, ""
+        held = self._held[self._shown :]
+        self._shown = len(self._held)
         return held
 
     def _possible_start(self, text: str) -> int:

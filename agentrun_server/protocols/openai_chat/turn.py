@@ -37,10 +37,12 @@ from agentrun_server.protocols.json_text import dumps
 from agentrun_server.protocols.openai_chat.decode import ChatOptions
 from agentrun_server.protocols.openai_chat.stop import StopFilter
 
-__all__ = ["ChatSettings", "Turn", "merge"]
+__all__ = ["OWN_KEYS", "ChatSettings", "Turn", "merge"]
 
-_PROTECTED = frozenset({"role", "tool_calls", "function_call"})
-"""Keys of a delta that an event's addition may not touch: clients build their state from them."""
+OWN_KEYS = frozenset(
+    {"role", "content", "refusal", "annotations", "tool_calls", "function_call", "reasoning_content", "reasoning"}
+)
+"""Keys of a delta that an event's addition may not bring: clients build their state from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,16 @@ def merge(fields: Mapping[str, Any], addition: Mapping[str, Any], options: Merge
         elif value is not None and not (value == [] and options.get("ignore_empty_list")):
             result[key] = value
     return result
+
+
+def _replaced(text: str, addition: Addition | None, *keys: str) -> str:
+    """Return what an event's addition puts in the place of its text, else `text`."""
+    if addition is not None:
+        for key in keys:
+            other = addition.fields.get(key)
+            if isinstance(other, str):
+                return other
+    return text
 
 
 class Turn:
@@ -178,7 +190,8 @@ class Turn:
                 return ""
             case Finish():
                 # Not the end yet: an upstream model tells its usage after its finish reason.
-                self.finish_reason = event.reason
+                if event.reason != "stop":  # with calls of the client's tools, "stop" would leave them unanswered
+                    self.finish_reason = event.reason
                 self._plain = False
                 return ""
             case Interrupt():
@@ -196,32 +209,38 @@ class Turn:
             case Raw():
                 return self._write_raw(event.raw)
             case Failure():
-                raise AgentFailedError(event.message, code=event.code)
+                raise AgentFailedError(event.message, code=event.code).no_retry()
             case TextDelta():
                 return self._text(event.text, event)
 
     def _text(self, text: str, event: TextDelta | None = None) -> str:
+        if self.ended:
+            return ""
+        addition = None if event is None else event.addition
+        text = _replaced(text, addition, "content")
         if self._stop is not None:
             text = self._stop.feed(text)
             if self._stop.hit:
                 self.ended = True
-        if not text:
-            return ""
         text = self._within_limit(text)
+        if not text and addition is None:
+            return ""
         self.text_bytes += utf8_size(text)
-        if event is None or (event.addition is None and event.logprobs is None):
+        if event is None or (addition is None and event.logprobs is None):
             return self._write_text(text)
-        return self._write_text(text, event.logprobs if self._options.logprobs else None, event.addition)
+        return self._write_text(text, event.logprobs if self._options.logprobs else None, addition)
 
     def _flush_held(self) -> str:
-        if self._stop is None:
+        if self._stop is None or self.ended:
             return ""
-        held = self._stop.flush()
+        held = self._within_limit(self._stop.flush())
         self.text_bytes += utf8_size(held)
         return self._write_text(held) if held else ""
 
     def _within_limit(self, text: str) -> str:
-        room = self._settings.max_output_bytes - self.text_bytes
+        if not text:
+            return ""
+        room = max(0, self._settings.max_output_bytes - self.text_bytes)
         if utf8_size(text) <= room:
             return text
         self._cut()
@@ -231,15 +250,17 @@ class Turn:
         self.finish_reason, self.ended, self._plain = "length", True, False
 
     def _reasoning(self, event: ReasoningDelta) -> str:
-        if not event.text:
+        text = _replaced(event.text, event.addition, "reasoning_content", "reasoning")
+        if not text and event.addition is None:
             return ""
-        self.reasoning_bytes += utf8_size(event.text)
+        self.reasoning_bytes += utf8_size(text)
         if self.reasoning_bytes > self._settings.max_output_bytes:
             self._cut()
             return ""
-        return self._write_reasoning(event.text, event.addition)
+        return self._write_reasoning(text, event.addition)
 
     def _refusal(self, text: str) -> str:
+        text = self._within_limit(text)
         if not text:
             return ""
         self.text_bytes += utf8_size(text)
@@ -264,15 +285,17 @@ class Turn:
 
     def _pieces(self, pieces: Iterable[CallPiece], addition: Addition | None = None) -> str:
         written = ""
+        legacy = self._options.legacy_functions
         for piece in pieces:
-            if self._options.legacy_functions:
-                self.finish_reason = "function_call"
-                if piece.call.index > 0:  # the deprecated form has room for one call
-                    continue
-            elif self.finish_reason == "stop":
-                self.finish_reason = "tool_calls"
+            if self.finish_reason == "stop":
+                self.finish_reason = "function_call" if legacy else "tool_calls"
+            if legacy and piece.call.index > 0:  # the deprecated form has room for one call
+                continue
             self.text_bytes += utf8_size(piece.arguments)
             written += self._write_call(piece, addition)
+            addition = None
+        if self.text_bytes > self._settings.max_output_bytes:
+            self._cut()
         return written
 
     def _call_started(self, call: Call, arguments: str | None) -> str:
@@ -299,7 +322,8 @@ class Turn:
             value = getattr(event, key)
             if value is not None:
                 question[key] = value
-        shown = self._active("steps", "interrupt", id=event.id, tool_call_id=event.tool_call_id, **question)
+        asked = {"kind" if key == "type" else key: value for key, value in question.items()}
+        shown = self._active("steps", "interrupt", id=event.id, tool_call_id=event.tool_call_id, **asked)
         known = self._calls.find(event.tool_call_id) if self._calls and event.tool_call_id else None
         if known is not None and known.client is not None:
             return shown  # the client already has the call that needs the human
@@ -325,11 +349,7 @@ class Turn:
     def _with_addition(self, fields: dict[str, Any], addition: Addition | None) -> dict[str, Any]:
         if addition is None:
             return fields
-        allowed = {
-            key: value
-            for key, value in addition.fields.items()
-            if key not in _PROTECTED and not (key in fields and not isinstance(value, str))
-        }
+        allowed = {key: value for key, value in addition.fields.items() if key not in OWN_KEYS}
         return merge(fields, allowed, addition.options)
 
     # --- how it is written

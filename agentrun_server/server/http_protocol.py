@@ -1,0 +1,957 @@
+"""HTTP/1.1 for uvicorn, with the limits uvicorn does not have.
+
+uvicorn's `HttpToolsProtocol` reads a head or a body of any size for as long as the client likes, and answers
+errors as plain text. `GuardedHttpToolsProtocol` bounds both in bytes and in time, closes what llhttp leaves
+open (below), and answers every refusal as OpenAI's error object. It is handed to uvicorn, and nothing above
+it knows of it::
+
+    uvicorn.run(app, http=GuardedHttpToolsProtocol, ws="none")
+    uvicorn app:server --http agentrun_server.server.http_protocol:GuardedHttpToolsProtocol --ws none
+
+Above it stands the ASGI app, which may lower the same limits further; a request is answered by one of the
+two, never by both. Below it is httptools. It reads no JSON and knows no route.
+
+What the next bytes of a connection belong to is its `Phase`::
+
+    IDLE ──first byte──▶ HEAD ──blank line──▶ BODY ──last byte──▶ IDLE
+                          │                    │
+                          ├──── refused ───────┴──▶ REFUSED ──earlier answers sent──▶ CLOSING ──▶ closed
+                          ├── Upgrade with body ──▶ UPGRADING ──▶ BODY
+                          └─── to a WebSocket ────▶ HANDED_OVER
+
+Every wait ends: a head after `header_timeout`, a body after `body_timeout` without progress, an idle
+connection after uvicorn's keep-alive time, a refused one after `LINGER_SECONDS`. One timer serves them all,
+and an ordinary request that comes in one piece arms none. Time in which we do not read (flow control,
+pipelining) is not counted against the client.
+
+An answer is lost when its connection is closed while the client still sends: the kernel answers the unread
+bytes with a reset, which overtakes the answer. So a refused connection is closed in steps (RFC 9112 §9.6):
+write the answer, end our side, swallow what still comes for a short while, close.
+
+What llhttp (as httptools sets it up) accepts and this module does not: HTTP/0.9 and 2.0, a missing,
+repeated or malformed Host, codings before ``chunked``, Transfer-Encoding in HTTP/1.0, fragments and malformed
+escapes in the target. What uvicorn does with its callbacks and this module does not: trailers become headers
+of the running request, the body of an Upgrade request is lost or read as the next request, the end of a
+connection is not told to a request that has another one waiting behind it. One thing is left as it is:
+``RTSP/1.0`` and ``ICE/1.0`` in the request line are read as ``HTTP/1.0``, because the parser does not tell
+them apart.
+"""
+
+import asyncio
+import contextlib
+import functools
+import ipaddress
+import json
+import logging
+import re
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol, cast
+from urllib.parse import unquote_to_bytes
+
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from agentrun_server.config import ServerConfig
+from agentrun_server.errors import (
+    APIError,
+    ConfigurationError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    PayloadTooLargeError,
+    RequestTimeoutError,
+    ServiceUnavailableError,
+    TooManyRequestsError,
+)
+
+__all__ = ["GuardedHttpToolsProtocol", "HttpLimits", "http_limits_of"]
+
+logger = logging.getLogger("agentrun_server.http")
+
+Headers = list[tuple[bytes, bytes]]
+
+_SLASH = ord("/")
+MAX_TARGET_BYTES = 16 * 1024
+"""Longest request target; browsers and proxies stop far below."""
+MAX_PIPELINED = 64
+"""Requests of a connection that wait for an earlier answer. Each costs KiBs, and one read holds thousands."""
+MIN_BODY_RATE = 8 * 1024
+"""Bytes per second below which a body makes no progress."""
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 64 * 1024 * 1024
+CHUNKED = -1
+"""Stands for the length of a body that tells its length as it goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What one request may cost before an app sees it. Sizes are bytes, times are seconds.
+
+    `max_header_bytes` counts the request line and all header lines. `body_timeout` is the time a body may go
+    without progress; bytes that come more slowly than 8 KiB a second are no progress.
+    """
+
+    max_header_bytes: int = 64 * 1024
+    max_header_count: int = 200
+    header_timeout: float = 10.0
+    max_body_bytes: int = 10 * 1024 * 1024
+    body_timeout: float = 15.0
+
+    def __post_init__(self) -> None:
+        """Refuse limits under which no request would pass."""
+        for name in ("max_header_bytes", "max_header_count", "max_body_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1")
+        for name in ("header_timeout", "body_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} must be more than 0 seconds")
+
+    @classmethod
+    def from_config(cls, config: ServerConfig) -> "HttpLimits":
+        """Take the limits out of a server's settings."""
+        return cls(
+            max_header_bytes=config.max_header_bytes,
+            max_header_count=config.max_header_count,
+            header_timeout=config.header_timeout,
+            max_body_bytes=config.max_body_bytes,
+            body_timeout=config.body_timeout,
+        )
+
+
+def http_limits_of(app: object) -> HttpLimits:
+    """Return the `http_limits` of the nearest app that has them, looking through middleware (``.app``).
+
+    An app without limits gets those of the environment (``AGENTRUN_MAX_BODY_BYTES`` and so on), read once.
+    """
+    for _ in range(32):  # wrappers could form a ring
+        if app is None:
+            break
+        limits = getattr(app, "http_limits", None)
+        if isinstance(limits, HttpLimits):
+            return limits
+        app = getattr(app, "app", None)
+    return _default_limits()
+
+
+@functools.cache
+def _default_limits() -> HttpLimits:
+    return HttpLimits.from_config(ServerConfig())
+
+
+class Phase(Enum):
+    """What the next bytes of a connection belong to; the module docstring draws the transitions."""
+
+    IDLE = "between requests"
+    HEAD = "request line and headers"
+    BODY = "a body, or its trailers"
+    UPGRADING = "a body that llhttp takes for the protocol upgraded to"
+    HANDED_OVER = "another protocol object"
+    REFUSED = "nothing: refused, but earlier requests are still being answered"
+    CLOSING = "nothing: all is said, the client is heard out"
+
+
+# A global is looked up faster than an attribute of an Enum, and the hot path compares phases.
+_IDLE, _HEAD, _BODY = Phase.IDLE, Phase.HEAD, Phase.BODY
+_REFUSED, _CLOSING = Phase.REFUSED, Phase.CLOSING
+
+
+class RefusedError(Exception):
+    """A request that is not handed to the app: what the caller is told, and the short reason for the log."""
+
+    def __init__(self, reason: str, error: APIError) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.error = error
+
+
+def _bad_request(reason: str, message: str, *, status: int = 400, code: str = "invalid_http_request") -> RefusedError:
+    error = InvalidRequestError(message, code=code, status_code=status)
+    # Stock clients repeat a 5xx; what is not supported now will not be supported in half a second.
+    return RefusedError(reason, error.no_retry() if status >= 500 else error)
+
+
+def _head_too_large(reason: str, message: str) -> RefusedError:
+    return _bad_request(reason, message, status=431, code="request_header_fields_too_large")
+
+
+def _target_too_long() -> RefusedError:
+    message = f"The request target is longer than {MAX_TARGET_BYTES} bytes."
+    return _bad_request("target_length", message, status=414, code="uri_too_long")
+
+
+def _body_too_large(limit: int) -> RefusedError:
+    return RefusedError("body_bytes", PayloadTooLargeError(f"The request body is longer than {limit} bytes."))
+
+
+def _version_not_supported() -> RefusedError:
+    message = "This server speaks HTTP/1.1 and HTTP/1.0."
+    return _bad_request("version", message, status=505, code="http_version_not_supported")
+
+
+# --- reading a head
+
+_READ_HEADERS = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+
+# RFC 3986 §3.2.2, §3.2.3. Possessive (++), so that no input makes it backtrack. The name may not be empty: an
+# http URI without a host is invalid (RFC 9110 §4.2.1).
+_HOST = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]++|%[0-9A-Fa-f]{2})++(?::[0-9]{0,5})?")
+_HOST_LITERAL = re.compile(rb"\[([0-9A-Fa-f:.]++)\](?::[0-9]{0,5})?")
+_ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*+)([^?#]*+)(.*)", re.IGNORECASE | re.DOTALL)
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+def read_framing(version: str, headers: Headers) -> tuple[bytes | None, int]:
+    """Return the Host and the length of the body (or `CHUNKED`) that the headers tell.
+
+    Raises:
+        RefusedError: RFC 9112 §3.2 or §6 forbids what they say, or leaves two readings of it.
+    """
+    host = length = coding = None
+    for name, value in headers:
+        if name == b"host":
+            if host is not None:
+                raise _bad_request("host", "The request has more than one Host header.")
+            host = value
+        elif name == b"content-length":
+            if length is not None:
+                raise _bad_request("content_length", "The request has more than one Content-Length header.")
+            length = value
+        elif name == b"transfer-encoding":
+            # Several lines of a list are one list (RFC 9110 §5.3).
+            coding = value if coding is None else coding + b"," + value
+    if host is None and version == "1.1":
+        raise _bad_request("host", "An HTTP/1.1 request needs a Host header.")
+    if coding is not None:
+        _check_transfer_encoding(version, coding, has_length=length is not None)
+        return host, CHUNKED
+    if length is None:
+        return host, 0
+    return host, int(length) if length.isdigit() else _content_length(length)
+
+
+def check_host(host: bytes) -> None:
+    """Refuse what is no ``uri-host [":" port]`` (RFC 9110 §7.2)."""
+    host = host.rstrip(b" \t")
+    if _HOST.fullmatch(host) is not None:
+        return
+    match = _HOST_LITERAL.fullmatch(host)
+    if match is not None:
+        with contextlib.suppress(ValueError):
+            ipaddress.IPv6Address(match[1].decode("ascii"))
+            return
+    raise _bad_request("host", "The Host header is not a valid host name.")
+
+
+def _content_length(value: bytes) -> int:
+    value = value.rstrip(b" \t")  # optional whitespace, which llhttp leaves at the end of a value
+    if not value.isdigit():
+        raise _bad_request("content_length", "The Content-Length header is not a number.")
+    return int(value)
+
+
+def _check_transfer_encoding(version: str, coding: bytes, *, has_length: bool) -> None:
+    if has_length:
+        # One of the two is wrong, and a proxy in front may have believed the other one (RFC 9112 §6.3).
+        raise _bad_request("transfer_encoding", "Content-Length and Transfer-Encoding exclude each other.")
+    if version == "1.0":
+        raise _bad_request("transfer_encoding", "HTTP/1.0 has no Transfer-Encoding.")
+    codings = coding.lower().replace(b"\t", b" ").split(b",")
+    if codings[-1].strip(b" ") == b"chunked" and len(codings) == 1:
+        return
+    if any(name.strip(b" ") not in (b"", b"chunked") for name in codings):
+        raise _bad_request(
+            "transfer_encoding",
+            "The only Transfer-Encoding this server understands is chunked.",
+            status=501,
+            code="transfer_encoding_not_supported",
+        )
+    raise _bad_request("transfer_encoding", "The Transfer-Encoding header is malformed.")
+
+
+def split_target(method: str, target: bytes, headers: Headers) -> tuple[str, bytes, bytes]:
+    """Return the decoded path, the path as sent and the query of a request target (RFC 9112 §3.2).
+
+    The authority of an absolute target takes the place of the Host header in `headers`.
+    """
+    if target[0] != _SLASH:
+        if target == b"*" and method == "OPTIONS":
+            return "*", b"*", b""
+        target = _origin_form(target, headers)
+    # A str is searched five times faster than bytes are.
+    path = target.decode("ascii", "replace")
+    if "#" in path or "\ufffd" in path:
+        raise _bad_request("target", "The request target contains a character that must be escaped.")
+    query = b""
+    if "?" in path:
+        target, _, query = target.partition(b"?")
+        path = target.decode("ascii")
+    return (_unescape(target) if "%" in path else path), target, query
+
+
+def _origin_form(target: bytes, headers: Headers) -> bytes:
+    match = _ABSOLUTE_FORM.fullmatch(target)
+    if match is None:
+        raise _bad_request("target", "The request target is neither a path nor an http URL.")
+    authority, path, rest = match.groups()
+    check_host(authority)
+    for index, (name, _) in enumerate(headers):
+        if name == b"host":
+            headers[index] = (name, authority)
+    return (path or b"/") + rest
+
+
+def _unescape(raw_path: bytes) -> str:
+    if _BAD_ESCAPE.search(raw_path) is None:
+        try:
+            path = unquote_to_bytes(raw_path).decode("utf-8")
+        except UnicodeDecodeError:
+            pass
+        else:
+            if "\0" not in path:
+                return path
+    raise _bad_request("target", "The path of the request is not validly percent-encoded UTF-8.")
+
+
+def _head_bytes(method: str, url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return what a head took on the wire, optional whitespace left out."""
+    request_line = len(method) + len(url) + len("  HTTP/1.1\r\n")
+    return request_line + sum(len(name) + len(value) + len(": \r\n") for name, value in headers) + 2
+
+
+def _refusal_of(exc: httptools.HttpParserError) -> RefusedError:
+    """Turn an error of the parser into what the caller is told."""
+    cause = exc.__context__
+    if isinstance(cause, RefusedError):
+        return cause
+    if isinstance(exc, httptools.HttpParserCallbackError):
+        logger.error("error while reading a request", exc_info=cause)
+        return RefusedError("internal", _internal_error())
+    reason = str(exc)
+    # The preface of HTTP/2 ("PRI * HTTP/2.0") is a version too.
+    if reason == "Invalid HTTP version" or "PRI/Upgrade" in reason or "Connection Preface" in reason:
+        return _version_not_supported()
+    # llhttp's reasons are fixed sentences; nothing of the request is in them.
+    return _bad_request("syntax", f"Invalid HTTP request: {reason}.")
+
+
+# --- answering
+
+
+def _internal_error() -> APIError:
+    # Code of the app may have run: tell stock clients not to run it twice.
+    return APIError("The server had an error while processing your request.", code="internal_error").no_retry()
+
+
+def _request_id() -> str:
+    return f"req_{uuid.uuid4().hex}"
+
+
+def _answer_parts(error: APIError, request_id: str) -> tuple[Headers, bytes]:
+    body = json.dumps(error.body()).encode("ascii")
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", request_id.encode("ascii")),
+        (b"connection", b"close"),
+        *error.headers,
+    ]
+    return headers, body
+
+
+def _answer_bytes(error: APIError, request_id: str, default_headers: Headers, *, head_only: bool) -> bytes:
+    headers, body = _answer_parts(error, request_id)
+    lines = [name + b": " + value + b"\r\n" for name, value in (*default_headers, *headers)]
+    return b"".join([STATUS_LINE[error.status_code], *lines, b"\r\n", b"" if head_only else body])
+
+
+class _Cycle(RequestResponseCycle):
+    """uvicorn's request and response, with an error of the app answered in OpenAI's shape."""
+
+    async def send_500_response(self) -> None:
+        """Answer for an app that raised, or returned, without an answer."""
+        if self.disconnected:
+            return
+        request_id = _request_id()
+        logger.warning(
+            "request failed in the app",
+            extra={"reason": "app", "status": 500, "client": self.scope["client"], "request_id": request_id},
+        )
+        headers, body = _answer_parts(_internal_error(), request_id)
+        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _drop(cycle: RequestResponseCycle) -> None:
+    """Let the app find its client gone: nothing it sends from now on reaches the connection."""
+    cycle.disconnected = True
+    cycle.waiting_for_100_continue = False
+    cycle.message_event.set()
+
+
+class _Flow(FlowControl):
+    """Flow control with a clock that stands still while the connection is not read."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(transport)
+        self._time = loop.time
+        self._paused_at = 0.0
+        self._paused_for = 0.0
+
+    def pause_reading(self) -> None:
+        if not self.read_paused:
+            self._paused_at = self._time()
+            super().pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.read_paused:
+            self._paused_for += self._time() - self._paused_at
+            super().resume_reading()
+
+    def clock(self) -> float:
+        return (self._paused_at if self.read_paused else self._time()) - self._paused_for
+
+
+class _LingeringTransport:
+    """The transport for a cycle whose client may still be sending: closing it waits until that is heard out."""
+
+    __slots__ = ("_protocol", "is_closing", "write")
+
+    def __init__(self, protocol: "GuardedHttpToolsProtocol", transport: asyncio.Transport) -> None:
+        self._protocol: GuardedHttpToolsProtocol | None = protocol
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+
+    def close(self) -> None:
+        if self._protocol is not None:
+            self._protocol.close_after_answer()
+
+    def detach(self) -> None:
+        self._protocol = None
+
+
+class _ParserCallbacks(Protocol):
+    def on_message_begin(self) -> None: ...
+    def on_url(self, url: bytes) -> None: ...
+    def on_header(self, name: bytes, value: bytes) -> None: ...
+    def on_headers_complete(self) -> None: ...
+    def on_body(self, body: bytes) -> None: ...
+    def on_message_complete(self) -> None: ...
+
+
+class _BodyOfUpgrade:
+    """Callbacks of a parser that reads the body of an Upgrade request, and then what follows it.
+
+    llhttp takes everything behind the head of an Upgrade request for another protocol. A server that ignores
+    the Upgrade (RFC 9110 §7.8) must read the body all the same: the JDK's HTTP client sends ``Upgrade: h2c``
+    with every POST. So a new parser is given a head of our own making with the same framing, whose callbacks
+    end here, and goes on from there.
+    """
+
+    def __init__(self, protocol: _ParserCallbacks) -> None:
+        self._protocol = protocol
+        self._in_our_head = True
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
+
+    def on_message_begin(self) -> None:
+        if not self._in_our_head:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._in_our_head:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_our_head:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._in_our_head:
+            self._in_our_head = False
+        else:
+            self._protocol.on_headers_complete()
+
+
+# --- the protocol
+
+
+class GuardedHttpToolsProtocol(HttpToolsProtocol):
+    """uvicorn's httptools protocol with `HttpLimits`, strict framing, and errors in OpenAI's shape."""
+
+    # Slots, because uvicorn's attributes nearly fill what CPython stores in the fast way (30 names an instance).
+    __slots__ = (
+        "_answer",
+        "_asgi_app",
+        "_chunked_bytes",
+        "_credited",
+        "_deadline",
+        "_framing",
+        "_head_bytes",
+        "_head_slack",
+        "_host",
+        "_length",
+        "_lingering",
+        "_phase",
+        "_reading",
+        "_received",
+        "_running",
+        "_slice",
+        "_swallowed",
+        "_timer",
+        "limits",
+    )
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        app: Any = config.loaded_app  # pyright: ignore[reportUnknownMemberType]
+        self.limits = http_limits_of(app)
+        self._asgi_app = cast("ASGI3Application", app)
+        self._reading: _Flow = None  # type: ignore[assignment] # as uvicorn's `flow`, which is the same object
+        self._lingering: _LingeringTransport | None = None
+        # The request being answered; `cycle` is the one being read.
+        self._running: RequestResponseCycle | None = None
+        self._phase = _IDLE
+        self._timer: asyncio.TimerHandle | None = None
+        # Of the head or body being read, on the clock of `_reading`; None until the end of its first slice.
+        self._deadline: float | None = None
+
+        self._framing: Headers = []  # those of `headers` that `read_framing` reads
+        self._host: bytes | None = None  # the last one that was checked
+        self._slice = 0  # bytes in the slice being parsed
+        self._head_bytes = 0  # in earlier slices of this head, at most
+        self._head_slack = 0  # how much of that may belong to the request before
+        self._length = 0  # of the body, or CHUNKED
+        self._received = 0  # bytes of the body
+        self._credited = 0  # how many of them have moved the deadline
+        self._chunked_bytes = 0  # bytes of a chunked body with its chunk headers and trailers
+        self._answer = b""  # to the refused request, while earlier ones are being answered
+        self._swallowed = 0
+
+    # --- connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
+        """Start the clock: a connection which never sends a byte is closed without a word."""
+        super().connection_made(transport)
+        self.flow = self._reading = _Flow(transport, self.loop)
+        self._arm(self.limits.header_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the app, stop all timers, and untie what would keep the connection in memory."""
+        self._phase = _CLOSING
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        # uvicorn tells the last request only; the one being answered may be an earlier one.
+        if self._running is not None and not self._running.response_complete:
+            _drop(self._running)
+        for cycle, _ in self.pipeline:
+            cycle.on_response = _nothing
+        self.pipeline.clear()
+        if self._lingering is not None:
+            self._lingering.detach()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Let the running answer finish; a connection on which all is said needs no more patience."""
+        if self._phase is _CLOSING:
+            self._finish()
+        else:
+            super().shutdown()
+
+    def close_after_answer(self) -> None:
+        """Close the connection for a cycle, without losing its answer when the client is still sending."""
+        if self._phase is _IDLE:
+            self.transport.close()
+        elif self._phase is not _CLOSING:
+            if self._running is not None and not self._running.response_complete:
+                _drop(self._running)  # its app failed in the middle of the answer
+            self._begin_closing(b"")
+
+    def _linger_after(self, cycle: RequestResponseCycle) -> None:
+        """Have the connection closed gently when this request's answer ends it: more bytes are on their way."""
+        if self._lingering is None:
+            self._lingering = _LingeringTransport(self, self.transport)
+        cycle.transport = cast("asyncio.Transport", self._lingering)
+
+    # --- bytes in
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """Parse in slices no longer than a head may be, so that it is judged before much of it is stored."""
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        self._slice = size = len(data)
+        if size > self.limits.max_header_bytes:
+            self._receive_slices(memoryview(data))
+            return
+        phase, cycle = self._phase, self.cycle
+        if phase is _CLOSING or phase is _REFUSED:
+            self._swallow(size)
+            return
+        try:
+            self.parser.feed_data(data)  # pyright: ignore[reportOptionalMemberAccess]
+        except httptools.HttpParserUpgrade as exc:
+            self._on_upgrade(phase, cycle, memoryview(data)[exc.args[0] :])
+            return
+        except httptools.HttpParserError as exc:
+            self._refuse(_refusal_of(exc))
+            return
+        # An ordinary request begins and ends in one slice: nothing is left to watch.
+        if self._phase is not _IDLE or self._timer is not None or self.cycle is cycle:
+            self._after_slice(phase, cycle, size)
+
+    def _receive_slices(self, data: memoryview) -> None:
+        size = self.limits.max_header_bytes
+        for start in range(0, len(data), size):
+            self.data_received(data[start : start + size])
+
+    def _after_slice(self, before: Phase, cycle_before: RequestResponseCycle | None, size: int) -> None:
+        """Check what is unfinished at the end of a slice, and see to it that its time is limited."""
+        phase, same_cycle = self._phase, self.cycle is cycle_before
+        try:
+            if phase is _HEAD:
+                self._check_open_head(size, starts_slice=before is _IDLE and same_cycle)
+            elif phase is _BODY:
+                self._check_open_body(size)
+            elif before is _IDLE and same_cycle:
+                self._check_noise(size)
+            else:
+                self._stop_timer()
+        except RefusedError as refusal:
+            self._refuse(refusal)
+
+    def _check_open_head(self, size: int, *, starts_slice: bool) -> None:
+        limits = self.limits
+        if self._deadline is None:
+            self._deadline = self._reading.clock() + limits.header_timeout
+            self._head_bytes = size
+            self._head_slack = 0 if starts_slice else size
+        else:
+            self._head_bytes += size
+        if len(self.url) > MAX_TARGET_BYTES:
+            raise _target_too_long()
+        if self._head_bytes - self._head_slack > limits.max_header_bytes:
+            raise self._too_many_header_bytes()
+        if len(self.headers) > limits.max_header_count:
+            raise self._too_many_headers()
+        if self._timer is None:
+            self._arm(limits.header_timeout)
+
+    def _check_open_body(self, size: int) -> None:
+        limits = self.limits
+        latest = self._reading.clock() + limits.body_timeout
+        if self._deadline is None:
+            self._deadline = latest
+            self._linger_after(self.cycle)
+        else:
+            gained = (self._received - self._credited) / MIN_BODY_RATE
+            self._deadline = min(self._deadline + gained, latest)
+            self._chunked_bytes += size
+        self._credited = self._received
+        # Chunk extensions and trailers are not stored, but a client could send them for ever.
+        if self._length == CHUNKED and self._chunked_bytes > limits.max_body_bytes + limits.max_header_bytes:
+            raise _body_too_large(limits.max_body_bytes)
+        if self._timer is None:
+            self._arm(limits.body_timeout)
+
+    def _check_noise(self, size: int) -> None:
+        """Bound, in number and time, the empty lines that may stand before a request line (RFC 9112 §2.2)."""
+        self._head_bytes += size
+        if self._head_bytes > self.limits.max_header_bytes:
+            raise self._too_many_header_bytes()
+        if self._timer is None and not self._is_answering():
+            self._arm(self.limits.header_timeout)
+
+    def _swallow(self, size: int) -> None:
+        self._swallowed += size
+        if self._swallowed > LINGER_BYTES:
+            if self._phase is _CLOSING:
+                self._finish()
+            else:
+                self.flow.pause_reading()
+
+    def _on_upgrade(self, before: Phase, cycle_before: RequestResponseCycle | None, rest: memoryview) -> None:
+        """Go on behind the head of an Upgrade request, where llhttp stops."""
+        if self._phase is Phase.HANDED_OVER:
+            self._stop_timer()
+            self.handle_websocket_upgrade()
+            self.parser = None  # type: ignore[assignment] # as uvicorn does at the end of a connection
+            return
+        if self._phase is Phase.UPGRADING:
+            self._read_body_of_upgrade()
+        if rest:
+            self.data_received(rest)  # each level is one more request in the pipeline, which has a bound
+        else:
+            self._after_slice(before, cycle_before, 0)
+
+    def _read_body_of_upgrade(self) -> None:
+        framing = b"transfer-encoding: chunked" if self._length == CHUNKED else b"content-length: %d" % self._length
+        connection = b"keep-alive" if self.cycle.keep_alive else b"close"
+        self.parser = httptools.HttpRequestParser(_BodyOfUpgrade(self))
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\nconnection: " + connection + b"\r\n\r\n")
+        self._phase = _BODY
+
+    # --- parser callbacks
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        HttpToolsProtocol.on_message_begin(self)  # super() is slower, and this is the hot path
+        self._phase = _HEAD
+        self._framing = []
+        self._head_bytes = 0
+        self._deadline = None
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Store a header (or, after a chunked body, a trailer), as uvicorn does."""
+        name = name.lower()
+        header = (name, value)
+        if name in _READ_HEADERS:
+            self._framing.append(header)
+            if name == b"expect":
+                self.expect_100_continue = value.lower() == b"100-continue"
+        self.headers.append(header)
+
+    def on_headers_complete(self) -> None:
+        """Check the head, then hand the request to the app as uvicorn does."""
+        parser: httptools.HttpRequestParser = self.parser  # pyright: ignore[reportAssignmentType]
+        scope, headers, limits = self.scope, self.headers, self.limits
+        method = parser.get_method().decode("ascii")
+        version = parser.get_http_version()
+        scope["method"] = method
+        if version != "1.1":
+            if version != "1.0":
+                raise _version_not_supported()
+            scope["http_version"] = version
+        if len(self.url) > MAX_TARGET_BYTES:
+            raise _target_too_long()
+        if len(headers) > limits.max_header_count:
+            raise self._too_many_headers()
+        if (
+            self._head_bytes + self._slice > limits.max_header_bytes
+            and _head_bytes(method, self.url, headers) > limits.max_header_bytes
+        ):
+            raise self._too_many_header_bytes()
+        host, length = read_framing(version, self._framing)
+        if host != self._host and host is not None:
+            check_host(host)
+            self._host = host
+        if length > limits.max_body_bytes:
+            raise _body_too_large(limits.max_body_bytes)
+
+        phase = _BODY
+        if parser.should_upgrade():
+            phase = self._phase_after_upgrade(method, length)
+            if phase is Phase.HANDED_OVER:
+                self._phase = phase
+                return
+
+        path, raw_path, query = split_target(method, self.url, headers)
+        if self.root_path:
+            path, raw_path = self.root_path + path, self.root_path.encode("ascii") + raw_path
+        scope["path"] = path
+        scope["raw_path"] = raw_path
+        scope["query_string"] = query
+        running = self._running
+        must_wait = running is not None and not running.response_complete
+        if must_wait or self.limit_concurrency is not None:
+            self._check_room(must_wait=must_wait)
+
+        self._phase = phase
+        self._length = length
+        self._received = self._credited = self._chunked_bytes = 0
+        self._deadline = None
+        # Trailers are reported like headers; without a new list they would reach the running app as headers.
+        self.headers = []
+        self.cycle = cycle = _Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            # An HTTP/1.0 client does not know the interim answer (RFC 9110 §10.1.1).
+            expect_100_continue=self.expect_100_continue and version == "1.1",
+            keep_alive=version == "1.1" and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if must_wait:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self._asgi_app))
+        else:
+            self._running = cycle
+            self._start_asgi_task(cycle, self._asgi_app)
+
+    def _check_room(self, *, must_wait: bool) -> None:
+        limit = self.limit_concurrency
+        if limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit):
+            error = ServiceUnavailableError("The server is handling as many requests as it may.")
+            raise RefusedError("concurrency", error.retry_after(1))
+        if must_wait and len(self.pipeline) >= MAX_PIPELINED:
+            message = f"More than {MAX_PIPELINED} requests of this connection are waiting to be answered."
+            raise RefusedError("pipeline", TooManyRequestsError(message))
+
+    def on_body(self, body: bytes) -> None:
+        """Buffer a piece of the body, or drop it when the request has been answered already."""
+        self._received += len(body)
+        if self._length == CHUNKED and self._received > self.limits.max_body_bytes:
+            raise _body_too_large(self.limits.max_body_bytes)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        """End a request, unless llhttp only thinks so because of an Upgrade."""
+        if self._phase is not _BODY:
+            return
+        self._phase = _IDLE
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
+
+    def _phase_after_upgrade(self, method: str, length: int) -> Phase:
+        if method == "CONNECT":
+            # Its target is no path, so there is nothing an app could route on. No method is allowed on it.
+            error = MethodNotAllowedError("This server is not a proxy.")
+            error.headers = (*error.headers, (b"allow", b""))
+            raise RefusedError("method", error)
+        if self._should_upgrade() and not self._is_answering():
+            return Phase.HANDED_OVER
+        return Phase.UPGRADING if length else _BODY
+
+    def _too_many_header_bytes(self) -> RefusedError:
+        message = f"The request line and headers are longer than {self.limits.max_header_bytes} bytes."
+        return _head_too_large("header_bytes", message)
+
+    def _too_many_headers(self) -> RefusedError:
+        message = f"The request has more than {self.limits.max_header_count} headers."
+        return _head_too_large("header_count", message)
+
+    # --- the end of an answer
+
+    def on_response_complete(self) -> None:
+        """Start the next request of the pipeline, or answer the one that was refused behind it."""
+        if self._phase is _CLOSING:
+            self.server_state.total_requests += 1
+            return
+        if self.pipeline:
+            self._running = self.pipeline[-1][0]  # the one that uvicorn starts now
+        super().on_response_complete()
+        if self._phase is not _IDLE:
+            # A request is under way: its own deadline counts, not the keep-alive time uvicorn has just set.
+            self._unset_keepalive_if_required()
+            if self._phase is _REFUSED and not self._is_answering():
+                self._begin_closing(self._answer)
+
+    def _is_answering(self) -> bool:
+        return self._running is not None and not self._running.response_complete
+
+    def _refuse(self, refusal: RefusedError) -> None:
+        """Read no more from this connection; answer as soon as all earlier requests are answered."""
+        error, request_id = refusal.error, _request_id()
+        logger.warning(
+            "request refused",
+            extra={
+                "reason": refusal.reason,
+                "status": error.status_code,
+                "client": self.client,
+                "request_id": request_id,
+            },
+        )
+        is_started = self._phase is _BODY
+        head_only = self._phase is not _IDLE and self.scope.get("method") == "HEAD"
+        self._phase = _REFUSED
+        self._stop_timer()
+        if not is_started or self._take_back(self.cycle):
+            default_headers = self.server_state.default_headers
+            self._answer = _answer_bytes(error, request_id, default_headers, head_only=head_only)
+        if self._running is None or self._running.response_complete:
+            self._begin_closing(self._answer)
+        else:
+            self._linger_after(self._running)
+
+    def _take_back(self, cycle: RequestResponseCycle) -> bool:
+        """Take a request away from the app; return whether it is still without an answer."""
+        _drop(cycle)
+        if self.pipeline and self.pipeline[0][0] is cycle:
+            self.pipeline.popleft()
+            cycle.on_response = _nothing
+            return True
+        self._running = None
+        return not cycle.response_started
+
+    def _begin_closing(self, answer: bytes) -> None:
+        self._phase = _CLOSING
+        self._stop_timer()
+        transport = self.transport
+        if transport.is_closing():
+            return
+        if answer:
+            transport.write(answer)
+        if transport.can_write_eof():
+            transport.write_eof()
+        self.flow.resume_reading()
+        self._timer = self.loop.call_later(LINGER_SECONDS, self._finish)
+
+    def _finish(self) -> None:
+        self._stop_timer()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # the client does not read what it is told; close() would wait for it
+        else:
+            self.transport.close()
+
+    # --- the timer
+
+    def _arm(self, delay: float) -> None:
+        self._timer = self.loop.call_later(delay, self._on_timer)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timer(self) -> None:
+        """Look whether the deadline has passed. It may have moved since the timer was armed."""
+        self._timer = None
+        deadline = self._deadline
+        if self._phase is _IDLE or deadline is None:
+            self.transport.close()
+            return
+        if self._phase is _BODY and not self._received and self.cycle.waiting_for_100_continue:
+            # The client waits for the app to want its body.
+            self._arm(self.limits.body_timeout)
+            return
+        remaining = deadline - self._reading.clock()
+        if self.flow.read_paused:
+            self._arm(max(remaining, 1.0))
+        elif remaining > 0:
+            self._arm(remaining)
+        elif self._phase is _HEAD:
+            self._refuse(_too_late("header_timeout", "The head of the request did not arrive in time."))
+        else:
+            self._refuse(_too_late("body_timeout", "The body of the request did not arrive in time."))
+
+
+def _too_late(reason: str, message: str) -> RefusedError:
+    return RefusedError(reason, RequestTimeoutError(message))
+
+
+def _nothing() -> None:
+    """Stand in for a callback that is no longer wanted."""
