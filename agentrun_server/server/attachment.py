@@ -74,8 +74,8 @@ class Attachment:
 
     __slots__ = (
         "__weakref__", "_beat", "_config", "_receive", "_release", "_scope", "_send", "_watcher", "abandoned",
-        "blocked_since", "body_received", "body_started", "disconnected", "encode_error", "exchange", "finished", "first_event",
-        "last_write", "request", "run", "run_started", "started", "stopped_at", "task",
+        "blocked_since", "body_received", "body_started", "disconnected", "encode_error", "exchange", "finished",
+        "first_event", "last_write", "request", "run", "run_started", "started", "stopped_at", "task",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig) -> None:

@@ -160,7 +160,7 @@ class ChatHandler:
         logger.error(
             "agent failed: %s",
             cause if isinstance(cause, str) else type(cause).__name__,
-            exc_info=cause if isinstance(cause, BaseException) else None,
+            exc_info=_from_agent(cause) if isinstance(cause, BaseException) else None,
             extra={"request_id": request_id},
         )
         message = "The agent failed to answer."
@@ -182,6 +182,14 @@ class ChatHandler:
         if run.stop_reason is not None:
             facts["stopped"] = run.stop_reason.value
         attachment.exchange.note(**facts)
+
+
+def _from_agent(exc: BaseException) -> BaseException:
+    """Return `exc` with a traceback that begins in the agent's code; ours tell its author nothing."""
+    frame = exc.__traceback__
+    while frame is not None and frame.tb_frame.f_globals.get("__name__", "").startswith("agentrun_server."):
+        frame = frame.tb_next
+    return exc.with_traceback(frame or exc.__traceback__)
 
 
 def _check_media_type(headers: Headers, max_body_bytes: int) -> None:

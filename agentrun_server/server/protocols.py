@@ -4,7 +4,7 @@ A protocol is a FastAPI router. `ProtocolHandler.as_fastapi_router` is given an 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterable
 from typing import TYPE_CHECKING, Any
 
 from agentrun_server.config import OpenAIProtocolConfig, ServerConfig
@@ -15,7 +15,7 @@ from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import ASGIApp
 
 if TYPE_CHECKING:
-    from fastapi import APIRouter, Request
+    from fastapi import APIRouter, Request, Response
 
 __all__ = ["AgentInvoker", "BaseProtocolHandler", "OpenAIProtocolHandler", "ProtocolHandler"]
 
@@ -73,6 +73,22 @@ class BaseProtocolHandler(ProtocolHandler):
     ) -> tuple[AgentRequest, dict[str, Any]]:
         """Return the agent's request for a request body, and whatever the answer will need."""
         raise NotImplementedError(f"{type(self).__name__} does not implement parse_request")
+
+    def stream_events(self, events: "AsyncIterable[Any]", *, heartbeat_interval: float = 15.0) -> "Response":
+        """Answer with server-sent events: each item a `str` (its data), or a dict with ``data``, ``event``, ``id``.
+
+        By sse-starlette: heartbeat comments, no buffering, and the iterator is closed when the client leaves or the
+        server stops. The OpenAI protocol writes its own bytes instead, for the cost of each event.
+        """
+        from sse_starlette import EventSourceResponse, ServerSentEvent
+
+        return EventSourceResponse(
+            events,
+            sep="\n",
+            ping=max(1, round(heartbeat_interval)),
+            ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
+            headers={"Cache-Control": "no-cache, no-transform"},
+        )
 
 
 class OpenAIProtocolHandler(BaseProtocolHandler):
