@@ -9,6 +9,7 @@ Times are seconds, sizes are bytes. ``none`` or ``off`` in the environment means
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -191,11 +192,12 @@ class ServerConfig:
         for name in ("heartbeat_interval", "first_event_timeout", "run_timeout", "write_timeout",
                      "body_timeout", "header_timeout"):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigurationError(f"{name} must be more than 0 seconds (or None, where a limit can be off)")
         for name in ("max_queued_runs", "queue_timeout", "cancel_grace", "drain_timeout", "response_hold"):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(f"{name} must not be negative")
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise ConfigurationError(f"{name} must be a finite number, not negative")
         unknown = set(self.agent_events) - {"tools", "steps", "progress", "io"}
         if unknown:
             raise ConfigurationError(f"agent_events knows tools, steps, progress and io, not {sorted(unknown)}")

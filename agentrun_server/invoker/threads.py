@@ -144,6 +144,10 @@ class ThreadRun:
                 await waiter
             else:
                 break
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise what the agent raised, once."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -216,6 +220,7 @@ class Threads:
                 if not thread_run.ended:
                     self.zombies += 1
                     thread_run.when_ended(self._zombie_ended)
+            thread_run.raise_error()  # of its clean-up
 
     async def _admit(self) -> None:
         if self.running < self._limit:
@@ -226,13 +231,14 @@ class Threads:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
-            await asyncio.wait_for(waiter, self._timeout)
+            async with asyncio.timeout(self._timeout):
+                await waiter
         except (TimeoutError, asyncio.CancelledError) as exc:
             if waiter.done() and not waiter.cancelled():
                 self._release()  # the place was given to us in the same moment
-            if isinstance(exc, asyncio.CancelledError):
-                raise
-            raise TooManyRequestsError("The server is busy. Please try again shortly.").retry_after(1.0) from None
+            if isinstance(exc, TimeoutError):
+                raise TooManyRequestsError("The server is busy. Please try again shortly.").retry_after(1.0) from None
+            raise
         finally:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)

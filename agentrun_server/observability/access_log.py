@@ -9,8 +9,11 @@ import asyncio
 import logging
 import sys
 import time
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quote
 from typing import Any, Literal, TextIO
+
+from agentrun_server.observability.logs import redact
 
 __all__ = ["AccessLog"]
 
@@ -20,9 +23,21 @@ _MAX_LINES = 256
 _logger = logging.getLogger("agentrun_server.access")
 
 
+_MAX_TEXT = 512
+
+
+@lru_cache(maxsize=1024)
+def _clean(text: str) -> str:
+    """Return a path or a model name as the log may show it: clients send keys in the oddest places.
+
+    Cached, because most requests are for the same few.
+    """
+    return redact(text[:_MAX_TEXT])
+
+
 def _value(value: Any) -> str:
     if isinstance(value, str):
-        return _quote(value)
+        return _quote(_clean(value))
     if isinstance(value, bool):
         return "true" if value else "false"
     return "null" if value is None else str(value)  # a number: facts hold nothing else
@@ -36,6 +51,7 @@ class AccessLog:
         self._format = log_format
         self._lines: list[str] = []
         self._handle: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._second = 0
         self._stamp = ""
 
@@ -48,8 +64,11 @@ class AccessLog:
         lines.append(self._line(scope, status, seconds, request_id, facts))
         if len(lines) >= _MAX_LINES:
             self.flush()
-        elif self._handle is None:
-            self._handle = asyncio.get_running_loop().call_later(_DELAY, self.flush)
+            return
+        loop = asyncio.get_running_loop()
+        # A timer of another loop never fires: test clients run each request in a loop of its own.
+        if self._handle is None or self._loop is not loop:
+            self._loop, self._handle = loop, loop.call_later(_DELAY, self.flush)
 
     def flush(self) -> None:
         """Write what has been collected."""
@@ -78,8 +97,8 @@ class AccessLog:
         address = client[0] if client else ""
         # A path is the client's own text: json.dumps, or ascii() on a terminal, keeps it on its line.
         if self._format == "text":
-            more = "".join(f" {key}={value}" for key, value in (facts or {}).items() if value is not None)
-            text = f"{scope['method']} {scope['path']}"
+            more = "".join(f" {key}={_clean(str(value))}" for key, value in (facts or {}).items() if value is not None)
+            text = f"{scope['method']} {_clean(scope['path'])}"
             return (
                 f"{self._stamp[11:]} {status} {seconds * 1000:8.1f} ms  {ascii(text)[1:-1]} {address}"
                 f" request_id={request_id}{ascii(more)[1:-1]}\n"
@@ -87,7 +106,7 @@ class AccessLog:
         more = "".join([f',"{key}":{_value(value)}' for key, value in facts.items()]) if facts else ""
         return (
             f'{{"time":"{self._stamp}.{int(now * 1000) % 1000:03d}Z","level":"info","logger":"agentrun_server.access",'
-            f'"message":"request","method":"{scope["method"]}","path":{_quote(scope["path"])},'
+            f'"message":"request","method":"{scope["method"]}","path":{_quote(_clean(scope["path"]))},'
             f'"status":{status},"duration_ms":{seconds * 1000:.1f},"client":"{address}",'
             f'"request_id":"{request_id}"{more}}}\n'
         )
@@ -96,7 +115,7 @@ class AccessLog:
         client = scope.get("client")
         fields = {
             "method": scope["method"],
-            "path": scope["path"],
+            "path": _clean(scope["path"]),
             "status": status,
             "duration_ms": round(seconds * 1000, 1),
             "client": client[0] if client else "",

@@ -19,16 +19,25 @@ request_id: ContextVar[str] = ContextVar("agentrun_server_request_id", default="
 
 _SECRET = re.compile(
     r"(?i)\b(?:sk|ar|pk|rk)[-_][\w-]{12,}"  # API keys
-    r"|\beyJ[\w-]+\.[\w-]+\.[\w-]*"  # JSON web tokens
-    r"|(?<=bearer )[\w.~+/=-]{8,}"
-    r"|(?<=api[-_]key[=:])\s*\S+|(?<=authorization[=:])\s*\S+|(?<=password[=:])\s*\S+"
+    r"|(?<![\w.-])eyJ[\w-]+\.[\w-]+\.[\w-]*"  # JSON web tokens
+    r"|(\b(?:bearer|basic)\s+)[\w.~+/=-]{6,}"
+    r"|((?:api[-_]?key|(?:access|refresh|id|auth)[-_]?token|authorization|password|passwd|secret)"  # as header, in JSON,
+    r"[\"']?\s*[=:]\s*[\"']?(?:(?:bearer|basic)\s+)?)[^\s\"',;&}]+"  # as a keyword argument, in a query
 )
+_MAX_TEXT = 64 * 1024
+"""Longer texts are cut before they are searched: a caller's 10 MB in an exception would take seconds."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
 def redact(text: str) -> str:
-    """Return `text` with everything that looks like a key, token or password replaced."""
-    return _SECRET.sub("***", text)
+    """Return `text` with everything that looks like a key, token or password replaced; a very long one is cut."""
+    if len(text) > _MAX_TEXT:
+        text = f"{text[: _MAX_TEXT // 2]} [...] {text[-_MAX_TEXT // 2 :]}"
+    return _SECRET.sub(_hidden, text)
+
+
+def _hidden(match: re.Match[str]) -> str:
+    return (match[1] or match[2] or "") + "***"
 
 
 class _Redact(logging.Filter):
@@ -56,7 +65,11 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    fields = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    fields = {
+        key: redact(value) if isinstance(value, str) else value
+        for key, value in vars(record).items()
+        if key not in _STANDARD
+    }
     current = request_id.get()
     if current:
         fields.setdefault("request_id", current)

@@ -95,4 +95,10 @@ class Stepper(Generic[T]):
         """Close the generator, wherever it stands, and run its clean-up; `exc` is raised where it waits."""
         if self.waiting:
             await self._abort(exc)
-        await self._generator.aclose()
+        try:
+            await self._generator.aclose()
+        except BaseExceptionGroup as group:
+            # A task group around a `yield` puts the request to close into a group, with what else it has to say.
+            _, errors = group.split(GeneratorExit)
+            if errors is not None:
+                raise errors from None

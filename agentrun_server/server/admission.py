@@ -52,12 +52,13 @@ class Admission:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(place)
         try:
-            await asyncio.wait_for(place, self._timeout)
-        except TimeoutError:
-            raise _busy() from None
-        except asyncio.CancelledError:
+            async with asyncio.timeout(self._timeout):
+                await place
+        except (TimeoutError, asyncio.CancelledError) as exc:
             if place.done() and not place.cancelled() and place.exception() is None:
                 self.leave()  # the place was given to us in the same moment
+            if isinstance(exc, TimeoutError):
+                raise _busy() from None
             raise
         finally:
             if place in self._queue:

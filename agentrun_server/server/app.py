@@ -1,8 +1,8 @@
 """`AgentRunServer`: the whole server on one screen.
 
-A request passes: this object (request id, log line) → the user's middleware → `_dispatch`, which knows the few paths of
-its own by a dictionary. FastAPI is asked only for what is left: protocols of a user's own, documentation, routes added
-to `.app`. It is imported when one of these is wanted; a plain server never does.
+A request passes: this object (request id, log line) → CORS → the user's middleware, unless it is a probe → `_dispatch`,
+which knows the few paths of its own by a dictionary. FastAPI is asked only for what is left: protocols of a user's own,
+documentation, routes added to `.app`. It is imported when one of these is wanted; a plain server never does.
 """
 
 import asyncio
@@ -130,16 +130,31 @@ class AgentRunServer:
                 self._add(f"{prefix}/chat/completions", "POST", chat)
                 self._add(f"{prefix}/models", "GET", self._models)
             self._model_paths = tuple(f"{prefix}/models/" for prefix in openai.prefixes)
-        self._middleware = [*_cors(config), *middleware]
-        self._stack: ASGIApp = self._dispatch
-        for entry in reversed(self._middleware):
-            self._stack = entry.cls(self._stack, *entry.args, **entry.kwargs)
+        self._stack = self._build_stack(list(middleware))
         self._app: FastAPI | None = None
         # Protocols of a user's own are FastAPI routers, and so is the documentation.
         self._needs_app = config.docs or any(p is not openai for p in protocols)
 
     def _add(self, path: str, method: str, handler: ASGIApp) -> None:
         self._routes[path] = self._routes[f"{path}/"] = (method, handler)
+
+    def _build_stack(self, middleware: Sequence[MiddlewareEntry]) -> ASGIApp:
+        """Return `_dispatch` behind the middleware, with a way past it for the probes; CORS stands before both."""
+        stack: ASGIApp = self._dispatch
+        for entry in reversed(middleware):
+            stack = entry.cls(stack, *entry.args, **entry.kwargs)
+        if middleware:
+            stack = self._past_probes(stack)
+        for entry in _cors(self.config):
+            stack = entry.cls(stack, *entry.args, **entry.kwargs)
+        return stack
+
+    def _past_probes(self, stack: ASGIApp) -> ASGIApp:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            is_probe = scope["type"] == "http" and _path(scope) in self.probes
+            await (self._dispatch if is_probe else stack)(scope, receive, send)
+
+        return app
 
     # --- ASGI
 
@@ -150,8 +165,10 @@ class AgentRunServer:
             await self._serve(scope, receive, send)
         elif kind == "lifespan":
             await self._serve_lifespan(scope, receive, send)
-        else:  # there is nothing to talk to over a WebSocket yet
-            await send({"type": "websocket.close", "code": 1000})
+        elif INNER not in scope and (self._app is not None or self._needs_app):
+            await self.app(scope, receive, send)
+        else:
+            await self._stack(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request: give it an id, catch what nobody caught, log it."""
@@ -186,13 +203,14 @@ class AgentRunServer:
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The end of the middleware stack: answer the request, or pass it to FastAPI when it came from there."""
         inner: ASGIApp | None = scope.pop(INNER, None)
-        if inner is not None:
-            await inner(scope, receive, send)
+        if scope["type"] != "http":
+            # No route of ours speaks WebSocket; one that was added to the FastAPI app may.
+            await (inner or _close_websocket)(scope, receive, send)
             return
         method, handler = self._find(_path(scope))
         wanted = scope["method"]
         if handler is None:
-            await answer_error(send, unknown_url())
+            await (inner or _unknown_url)(scope, receive, send)
         elif wanted == method or (wanted == "HEAD" and method == "GET"):
             await handler(scope, receive, send)
         else:
@@ -258,6 +276,7 @@ class AgentRunServer:
         For mounting: ``FastAPI(lifespan=server.lifespan)``. Without it the server works too, but does not drain.
         """
         warm_up()
+        self.drain.reopen()
         async with AsyncExitStack() as stack:
             if self._user_lifespan is not None:
                 await stack.enter_async_context(self._user_lifespan(self))
@@ -279,13 +298,15 @@ class AgentRunServer:
             await self.app(scope, receive, send)  # with the routers' own lifespans
             return
         await receive()
+        phase = "startup"
         try:
             async with self.lifespan():
                 await send({"type": "lifespan.startup.complete"})
+                phase = "shutdown"
                 await receive()
         except Exception as exc:
             logger.exception("lifespan failed")
-            await send({"type": "lifespan.startup.failed", "message": type(exc).__name__})
+            await send({"type": f"lifespan.{phase}.failed", "message": type(exc).__name__})
             raise
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -305,14 +326,14 @@ class AgentRunServer:
         return self.app
 
     def through_stack(self, inner: ASGIApp) -> ASGIApp:
-        """Return an app that sends HTTP requests through this server's middleware to `inner`."""
+        """Return an app that sends requests through this server's middleware to `inner`."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
+            if scope["type"] == "lifespan":
                 await inner(scope, receive, send)
                 return
             scope[INNER] = inner
-            if EXCHANGE in scope:
+            if EXCHANGE in scope or scope["type"] != "http":
                 await self._stack(scope, receive, send)
             else:  # the FastAPI app is served by itself, without this object in front
                 await self._serve(scope, receive, send)
@@ -330,6 +351,14 @@ class AgentRunServer:
 def unknown_url() -> NotFoundError:
     """Return the answer to a path that does not exist."""
     return NotFoundError("Unknown request URL. Please check the URL for typos; the API is served under /v1.")
+
+
+async def _unknown_url(_scope: Scope, _: Receive, send: Send) -> None:
+    await answer_error(send, unknown_url())
+
+
+async def _close_websocket(_scope: Scope, _: Receive, send: Send) -> None:
+    await send({"type": "websocket.close", "code": 1000})
 
 
 def method_not_allowed(allowed: str) -> MethodNotAllowedError:

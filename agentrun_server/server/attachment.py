@@ -10,7 +10,7 @@ has not come to its end after `cancel_grace`, it is given up: its place is freed
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from agentrun_server.config import ServerConfig
@@ -27,12 +27,9 @@ from agentrun_server.runs.run import Run, StopReason
 from agentrun_server.server.asgi import Receive, Scope, Send
 from agentrun_server.server.exchange import EXCHANGE, Exchange, answer, answer_error
 
-__all__ = ["ABORT", "Attachment", "ClientLeftError"]
+__all__ = ["Attachment", "ClientLeftError"]
 
 logger = get_logger("agentrun_server.run")
-
-ABORT = "agentrun_server.abort"
-"""Key of the ASGI scope under which our HTTP protocol leaves a function that drops the connection."""
 
 HEARTBEAT = b": keep-alive\n\n"
 """A comment. Named or empty events break clients; see docs/architecture.md."""
@@ -42,6 +39,7 @@ _STREAM_HEAD = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
+_LAST_WORDS_TIMEOUT = 1.0
 _MIN_BODY_RATE = 8192  # bytes a second; a slower body is a trickle meant to hold the connection
 
 
@@ -73,7 +71,7 @@ class Attachment:
     """Binds one request, its run and its connection together. `encode_error` writes an error into a started stream."""
 
     __slots__ = (
-        "__weakref__", "_beat", "_config", "_receive", "_release", "_scope", "_send", "_watcher", "abandoned",
+        "__weakref__", "_beat", "_config", "_receive", "_release", "_send", "_watcher", "abandoned",
         "blocked_since", "body_received", "body_started", "disconnected", "encode_error", "exchange", "finished",
         "first_event", "last_write", "request", "run", "run_started", "started", "stopped_at", "task",
     )  # fmt: skip
@@ -81,7 +79,6 @@ class Attachment:
     def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig) -> None:
         self.exchange: Exchange = scope[EXCHANGE]
         self._send = send
-        self._scope = scope
         self._receive = receive
         self._config = config
         self.run = Run()
@@ -119,20 +116,21 @@ class Attachment:
         limit = self._config.max_body_bytes
         self.body_started = time.monotonic()
         chunks: list[bytes] = []
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.disconnected = True
-                raise ClientLeftError
-            chunk: bytes = message.get("body", b"")
-            self.body_received += len(chunk)
-            if self.body_received > limit:
-                raise PayloadTooLargeError(f"The request body is longer than {limit} bytes.")
-            if not message.get("more_body", False):
-                break
-            chunks.append(chunk)
-        self.body_started = 0.0
-        return chunk if not chunks else b"".join([*chunks, chunk])
+        try:
+            while True:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    self.disconnected = True
+                    raise ClientLeftError
+                chunk: bytes = message.get("body", b"")
+                self.body_received += len(chunk)
+                if self.body_received > limit:
+                    raise PayloadTooLargeError(f"The request body is longer than {limit} bytes.")
+                if not message.get("more_body", False):
+                    return chunk if not chunks else b"".join([*chunks, chunk])
+                chunks.append(chunk)
+        finally:
+            self.body_started = 0.0
 
     # --- the answer
 
@@ -142,16 +140,22 @@ class Attachment:
             await asyncio.wait([self._beat])
         if self.finished or self.disconnected:
             return
-        now = self.blocked_since = time.monotonic()
+        now = time.monotonic()
+        await self._push(text.encode(), now)
+        self.last_write = now
+
+    async def _push(self, body: bytes, now: float, *, more: bool = True) -> None:
+        """Send a part of the stream, and before the first the head."""
+        self.blocked_since = now
         try:
             if not self.started:
                 self.started = True
                 await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEAD})
-            await self._send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
         except OSError:
             self.disconnected = True  # how servers other than uvicorn tell it
-        self.blocked_since = 0.0
-        self.last_write = now
+        finally:
+            self.blocked_since = 0.0
 
     async def finish(self, text: str) -> None:
         """Send the last events of a stream."""
@@ -165,32 +169,37 @@ class Attachment:
         if self.finished:
             return
         self.exchange.note(error=error.code)
-        self.blocked_since = time.monotonic()
-        try:
-            if not self.started:
-                self.started = self.finished = True
-                if not self.disconnected:
-                    await answer_error(self._send, error)
-            else:
-                assert self.encode_error is not None, "a stream was started without an encoder"
-                await self._end(self.encode_error(error).encode())
-        except OSError:
-            self.disconnected = True
-        self.blocked_since = 0.0
+        if self.started:
+            assert self.encode_error is not None, "a stream was started without an encoder"
+            await self._end(self.encode_error(error).encode())
+        else:
+            await self._answer(answer_error(self._send, error))
 
     async def answer(self, body: bytes) -> None:
         """Send a whole answer that is no stream."""
-        if self.finished:
-            return
+        if self._beat is not None:
+            await asyncio.wait([self._beat])
+        if not self.finished:
+            await self._answer(answer(self._send, 200, body))
+
+    async def _answer(self, sending: Coroutine[Any, Any, None]) -> None:
         self.started = self.finished = True
-        if not self.disconnected:
-            await answer(self._send, 200, body)
+        if self.disconnected:
+            sending.close()
+            return
+        self.blocked_since = time.monotonic()
+        try:
+            await sending
+        except OSError:
+            self.disconnected = True
+        finally:
+            self.blocked_since = 0.0
 
     async def _end(self, body: bytes) -> None:
         if not self.finished:
             self.finished = True
             if not self.disconnected:
-                await self._send({"type": "http.response.body", "body": body, "more_body": False})
+                await self._push(body, time.monotonic(), more=False)
 
     # --- the client
 
@@ -205,6 +214,7 @@ class Attachment:
         if self.finished:
             return
         self.disconnected = True
+        self.exchange.client_left()
         if self._config.on_disconnect == "cancel":
             self.stop(StopReason.DISCONNECTED)
 
@@ -231,7 +241,7 @@ class Attachment:
         words = _LAST_WORDS.get(reason)
         if words is not None and self._beat is None:
             self._beat = asyncio.get_running_loop().create_task(self.fail(words()))
-        if self.task is not None:
+        if self.task is not None and self.task is not asyncio.current_task():
             self.task.cancel()
 
     def check(self, now: float) -> None:
@@ -243,13 +253,10 @@ class Attachment:
         elif self.body_started:
             if now - self.body_started > config.body_timeout + self.body_received / _MIN_BODY_RATE:
                 self._refuse_body()
-        elif self.blocked_since:
-            if config.write_timeout is not None and now - self.blocked_since > config.write_timeout:
-                logger.warning("client reads nothing", extra={"request_id": self.exchange.request_id})
-                self.finished = True
-                self.stop(StopReason.DISCONNECTED)
-                self.run.stop_reason = StopReason.SLOW_READER
-                self._abort_connection()
+        elif (
+            self.blocked_since and config.write_timeout is not None and now - self.blocked_since > config.write_timeout
+        ):
+            self._drop_slow_reader(config)
         elif self.run_started and not self.finished:
             self._check_run(now, config)
 
@@ -259,7 +266,7 @@ class Attachment:
             self.stop(StopReason.RUN_TIMEOUT)
         elif config.first_event_timeout is not None and not self.first_event and age > config.first_event_timeout:
             self.stop(StopReason.FIRST_EVENT_TIMEOUT)
-        elif self.encode_error is None or self.disconnected:
+        elif self.encode_error is None or self.disconnected or self.blocked_since:
             return  # not a stream, or nobody listens
         elif self.started:
             interval = config.heartbeat_interval
@@ -275,14 +282,19 @@ class Attachment:
 
     async def _heartbeat(self) -> None:
         try:
-            if not self.started:
-                self.started = True
-                await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEAD})
-            await self._send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
-        except OSError:
-            self.disconnected = True
+            await self._push(HEARTBEAT, time.monotonic())
         finally:
             self._beat = None
+
+    def _drop_slow_reader(self, config: ServerConfig) -> None:
+        logger.warning("client reads nothing", extra={"request_id": self.exchange.request_id})
+        aborted = self._abort_connection()
+        if aborted and config.on_disconnect == "continue":
+            self.disconnected = True
+            return
+        self.finished = True
+        self.stop(StopReason.DISCONNECTED)
+        self.run.stop_reason = StopReason.SLOW_READER
 
     def _refuse_body(self) -> None:
         self.body_started = 0.0
@@ -308,21 +320,29 @@ class Attachment:
         if self.task is not None:
             self.task.cancel()
 
-    def _abort_connection(self) -> None:
-        """Drop the connection at once; closing it in good order would wait for the client to read."""
-        abort = self._scope.get(ABORT) or self.exchange.find_abort()
-        if callable(abort):
-            abort()
+    def _abort_connection(self) -> bool:
+        """Drop the connection at once; closing it in good order would wait for the client to read.
+
+        Return whether that was possible: a send that was wrapped hides the connection.
+        """
+        abort = self.exchange.find_abort()
+        if not callable(abort):
+            return False
+        abort()
+        return True
 
     async def detach(self) -> None:
         """End everything this attachment started: called last, whatever happened."""
-        self.finished = True
+        self.run_started = 0.0  # nothing to look after any more
         self.release()
         watcher, self._watcher = self._watcher, None
         if watcher is not None and not watcher.done():
             watcher.cancel()
         beat = self._beat
         if beat is not None and not beat.done():
-            await asyncio.wait([beat], timeout=1.0)
+            # What the caller is told may still be on its way; for long only to a client that reads nothing.
+            await asyncio.wait([beat], timeout=_LAST_WORDS_TIMEOUT)
             if not beat.done():
                 beat.cancel()
+                self._abort_connection()
+        self.finished = True

@@ -28,6 +28,7 @@ from agentrun_server.server.admission import Admission
 from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import Message, Receive, Scope, Send
 from agentrun_server.server.attachment import Attachment, ClientLeftError
+from agentrun_server.server.exchange import EXCHANGE, Exchange
 from agentrun_server.server.streaming import pump
 from agentrun_server.server.sweeper import Sweeper
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["ChatHandler"]
 
 logger = get_logger("agentrun_server.agent")
+
+_ERROR_TYPES = {429: "rate_limit_error"}
+_RETRY_ADVICE = frozenset({b"retry-after", b"x-should-retry"})
 
 
 class ChatHandler:
@@ -69,6 +73,9 @@ class ChatHandler:
             await self._answer(attachment, scope)
         except APIError as error:
             attachment.run.move(RunStatus.FAILED)
+            # One that names a time to come back was raised before agent code ran, or asks for it on purpose.
+            if attachment.run_started and not any(name in _RETRY_ADVICE for name, _ in error.headers):
+                error.no_retry()
             await attachment.fail(error)
         except ClientLeftError:
             pass
@@ -80,12 +87,18 @@ class ChatHandler:
                 raise
             else:
                 await attachment.fail(self._agent_failed(attachment, "the agent cancelled itself"))
-        except (Exception, SystemExit) as exc:
+        except GeneratorExit:
+            raise  # the event loop is gone, and nothing can be waited for
+        except BaseException as exc:  # agents raise SystemExit too, and groups of anything
             await attachment.fail(self._agent_failed(attachment, exc))
+            if isinstance(exc, KeyboardInterrupt):
+                raise  # it may be the user's, where no server has caught the signal
         finally:
             self._close(attachment)
-            await attachment.detach()
-            self._sweeper.discard(attachment)
+            try:
+                await attachment.detach()
+            finally:
+                self._sweeper.discard(attachment)
 
     async def _answer(self, attachment: Attachment, scope: Scope) -> None:
         headers = Headers(scope["headers"])
@@ -153,8 +166,10 @@ class ChatHandler:
         """Log why, and return what the caller may know of it."""
         attachment.run.move(RunStatus.FAILED)
         if isinstance(cause, AgentError):
+            status = cause.status_code
+            kind = _ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
             return AgentFailedError(
-                cause.message, code=cause.code, param=cause.param, status_code=cause.status_code
+                cause.message, code=cause.code, param=cause.param, status_code=status, type=kind
             ).no_retry()
         request_id = attachment.exchange.request_id
         logger.error(
@@ -181,6 +196,8 @@ class ChatHandler:
             facts["first_event_ms"] = round((attachment.first_event - attachment.run_started) * 1000, 1)
         if run.stop_reason is not None:
             facts["stopped"] = run.stop_reason.value
+        elif attachment.disconnected:
+            facts["client_left"] = True  # and the run went on without it
         attachment.exchange.note(**facts)
 
 
@@ -223,6 +240,9 @@ def _raw_request(scope: Scope, body: bytes) -> "Request":
     async def receive() -> Message:
         nonlocal sent
         if sent:
+            # The body has been read: what can still come is the client's leaving.
+            exchange: Exchange = scope[EXCHANGE]
+            await exchange.wait_client_left()
             return {"type": "http.disconnect"}
         sent = True
         return {"type": "http.request", "body": body, "more_body": False}

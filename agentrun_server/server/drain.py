@@ -2,12 +2,14 @@
 
 ::
 
-    SERVING ──begin──> DRAINING ──last run ended──> DRAINED
+    SERVING ──begin──> DRAINING ──last run ended──> DRAINED ──reopen──> SERVING
                           └──drain_timeout──> ENDING ──last run ended, or cancel_grace──> DRAINED
 
 While it drains the server still listens, so that ``/readyz`` can say 503 and new requests get a proper answer. Open
 answers may finish; after `drain_timeout` the rest get an error in the stream. Only then does the HTTP server hear of
 the signal: its own shutdown would close the listener at once and wait for streams without a limit, or cut them.
+
+A second signal is someone's impatience: open answers end now, with the error, and the HTTP server hears of it at once.
 """
 
 import asyncio
@@ -43,12 +45,12 @@ TRANSITIONS: Mapping[DrainState, frozenset[DrainState]] = {
     DrainState.SERVING: frozenset({DrainState.DRAINING}),
     DrainState.DRAINING: frozenset({DrainState.ENDING, DrainState.DRAINED}),
     DrainState.ENDING: frozenset({DrainState.DRAINED}),
-    DrainState.DRAINED: frozenset(),
+    DrainState.DRAINED: frozenset({DrainState.SERVING}),
 }
 
 
 class Drain:
-    """Drains one server, once."""
+    """Drains one server."""
 
     def __init__(self, sweeper: Sweeper, admission: Admission, *, timeout: float, grace: float) -> None:
         self._sweeper = sweeper
@@ -59,6 +61,7 @@ class Drain:
         self._then: list[Callable[[], None]] = []
         self._previous: dict[int, Any] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._signalled = False
         self.state = DrainState.SERVING
 
     @property
@@ -78,8 +81,22 @@ class Drain:
             self._admission.close()
             self._sweeper.on_empty = self._emptied
             self._timer = asyncio.get_running_loop().call_later(self._timeout, self._end_runs)
-        if not self._sweeper.active:
+        if not self._sweeper.active or self.state is DrainState.DRAINED:
             self._emptied()
+
+    def reopen(self) -> None:
+        """Serve again: the app is started once more after a shutdown, as tests do. Does nothing else."""
+        if self.state is DrainState.DRAINED:
+            self._move(DrainState.SERVING)
+            self._admission.closed = False
+            self._sweeper.on_empty = None
+            self._signalled = False
+
+    def _hurry(self) -> None:
+        if self.state is DrainState.DRAINING:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._end_runs()
 
     def _end_runs(self) -> None:
         self._move(DrainState.ENDING)
@@ -107,7 +124,8 @@ class Drain:
     def catch_signals(self) -> None:
         """Drain on SIGTERM and SIGINT, and only then pass the signal on to whoever caught it before.
 
-        A second signal is passed on at once. Does nothing outside the main thread, where no signals arrive.
+        A second signal ends open runs and is passed on at once. Does nothing outside the main thread, where no
+        signals arrive.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -131,7 +149,11 @@ class Drain:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         previous = self._previous[number]
-        if self.state is not DrainState.SERVING or self._loop is None or self._loop.is_closed():
+        if self._loop is None or self._loop.is_closed():
             previous(number, frame)
-            return
-        self._loop.call_soon_threadsafe(self.begin, lambda: previous(number, None))
+        elif self._signalled:
+            self._loop.call_soon_threadsafe(self._hurry)
+            previous(number, frame)
+        else:
+            self._signalled = True
+            self._loop.call_soon_threadsafe(self.begin, lambda: previous(number, None))

@@ -1,5 +1,6 @@
 """One HTTP exchange: what every answer carries, and what the log says of it."""
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable
@@ -25,13 +26,15 @@ class Exchange:
     `facts` are fields for the log line, set by whoever knows them.
     """
 
-    __slots__ = ("_send", "facts", "quiet", "request_id", "started", "status")
+    __slots__ = ("_gone", "_send", "client_gone", "facts", "quiet", "request_id", "started", "status")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self.request_id = request_id
         self.started = time.perf_counter()
         self.status = 0
+        self.client_gone = False
+        self._gone: asyncio.Event | None = None
         self.facts: dict[str, Any] | None = None
         self.quiet = False
         """No log line: probes."""
@@ -53,8 +56,21 @@ class Exchange:
         """Return the seconds since the request came."""
         return time.perf_counter() - self.started
 
+    def client_left(self) -> None:
+        """Tell whoever waits for it that the client has left."""
+        self.client_gone = True
+        if self._gone is not None:
+            self._gone.set()
+
+    async def wait_client_left(self) -> None:
+        """Wait until the client has left. ``receive`` tells it once on some servers, and the run listens there."""
+        if not self.client_gone:
+            if self._gone is None:
+                self._gone = asyncio.Event()
+            await self._gone.wait()
+
     def find_abort(self) -> Any:
-        """Return what drops the connection when the server is a plain uvicorn, whose ``send`` is bound to it."""
+        """Return what drops the connection at once, if the server is uvicorn, whose ``send`` is bound to it."""
         return getattr(getattr(getattr(self._send, "__self__", None), "transport", None), "abort", None)
 
     def note(self, **facts: Any) -> None:

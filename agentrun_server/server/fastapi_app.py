@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from agentrun_server.core.ids import IdSource
-from agentrun_server.errors import APIError, InvalidRequestError
+from agentrun_server.errors import AgentFailedError, APIError, InvalidRequestError
 from agentrun_server.protocols.openai_chat import schema
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
 from agentrun_server.server.exchange import EXCHANGE, Exchange
@@ -49,6 +49,7 @@ def build_app(server: "AgentRunServer", protocols: Sequence[ProtocolHandler], in
     app.add_exception_handler(APIError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(Exception, _on_exception)
     return app
 
 
@@ -121,6 +122,11 @@ async def _on_http_exception(request: Request, exc: Exception) -> Response:
     response = await _on_api_error(request, error)
     response.headers.update(exc.headers or {})
     return response
+
+
+async def _on_exception(request: Request, _: Exception) -> Response:
+    """Answer for a user's route that raised. The exception goes on to the server, which logs it."""
+    return await _on_api_error(request, AgentFailedError("The server had an error.", code="internal_error"))
 
 
 async def _on_validation_error(request: Request, exc: Exception) -> Response:

@@ -69,6 +69,7 @@ from agentrun_server.errors import (
     ServiceUnavailableError,
     TooManyRequestsError,
 )
+from agentrun_server.server.http_cycle import Cycle
 
 __all__ = ["GuardedHttpToolsProtocol", "HttpLimits", "http_limits_of"]
 
@@ -83,6 +84,8 @@ MAX_PIPELINED = 64
 """Requests of a connection that wait for an earlier answer. Each costs KiBs, and one read holds thousands."""
 MIN_BODY_RATE = 8 * 1024
 """Bytes per second below which a body makes no progress."""
+PAUSED_CHECK_SECONDS = 1.0
+"""How often a connection that is not being read is looked at; its deadline stands still meanwhile."""
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
 CHUNKED = -1
@@ -370,8 +373,8 @@ def _answer_bytes(error: APIError, request_id: str, default_headers: Headers, *,
     return b"".join([STATUS_LINE[error.status_code], *lines, b"\r\n", b"" if head_only else body])
 
 
-class _Cycle(RequestResponseCycle):
-    """uvicorn's request and response, with an error of the app answered in OpenAI's shape."""
+class _Cycle(Cycle):
+    """A request and its response, with an error of the app answered in OpenAI's shape."""
 
     async def send_500_response(self) -> None:
         """Answer for an app that raised, or returned, without an answer."""
@@ -420,10 +423,11 @@ class _Flow(FlowControl):
 class _LingeringTransport:
     """The transport for a cycle whose client may still be sending: closing it waits until that is heard out."""
 
-    __slots__ = ("_protocol", "is_closing", "write")
+    __slots__ = ("_protocol", "abort", "is_closing", "write")
 
     def __init__(self, protocol: "GuardedHttpToolsProtocol", transport: asyncio.Transport) -> None:
         self._protocol: GuardedHttpToolsProtocol | None = protocol
+        self.abort = transport.abort
         self.write = transport.write
         self.is_closing = transport.is_closing
 
@@ -504,6 +508,7 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         "_slice",
         "_swallowed",
         "_timer",
+        "_timer_due",
         "limits",
     )
 
@@ -524,8 +529,9 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._phase = _IDLE
         self._timer: asyncio.TimerHandle | None = None
-        # Of the head or body being read, on the clock of `_reading`; None until the end of its first slice.
+        # Of what is being read, on the clock of `_reading`. None between requests, and until a slice has ended.
         self._deadline: float | None = None
+        self._timer_due = 0.0  # on the same clock, or earlier
 
         self._framing: Headers = []  # those of `headers` that `read_framing` reads
         self._host: bytes | None = None  # the last one that was checked
@@ -545,7 +551,8 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         """Start the clock: a connection which never sends a byte is closed without a word."""
         super().connection_made(transport)
         self.flow = self._reading = _Flow(transport, self.loop)
-        self._arm(self.limits.header_timeout)
+        now = self._reading.clock()
+        self._watch_until(now + self.limits.header_timeout, now)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the app, stop all timers, and untie what would keep the connection in memory."""
@@ -601,39 +608,43 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)  # pyright: ignore[reportOptionalMemberAccess]
         except httptools.HttpParserUpgrade as exc:
-            self._on_upgrade(phase, cycle, memoryview(data)[exc.args[0] :])
-            return
+            rest = memoryview(data)[exc.args[0] :]
         except httptools.HttpParserError as exc:
             self._refuse(_refusal_of(exc))
             return
-        # An ordinary request begins and ends in one slice: nothing is left to watch.
-        if self._phase is not _IDLE or self._timer is not None or self.cycle is cycle:
-            self._after_slice(phase, cycle, size)
+        else:
+            # At the end of a request nothing is left to watch.
+            if self._phase is not _IDLE or (phase is _IDLE and self.cycle is cycle):
+                self._after_slice(phase, cycle, size)
+            return
+        # Not in the except block: errors behind the upgrade would carry the wrong context (see _refusal_of).
+        self._on_upgrade(phase, cycle, rest)
 
     def _receive_slices(self, data: memoryview) -> None:
         size = self.limits.max_header_bytes
         for start in range(0, len(data), size):
+            if self._phase is Phase.HANDED_OVER:
+                break  # no WebSocket client sends before it has its answer
             self.data_received(data[start : start + size])
 
     def _after_slice(self, before: Phase, cycle_before: RequestResponseCycle | None, size: int) -> None:
         """Check what is unfinished at the end of a slice, and see to it that its time is limited."""
-        phase, same_cycle = self._phase, self.cycle is cycle_before
+        phase = self._phase
         try:
-            if phase is _HEAD:
-                self._check_open_head(size, starts_slice=before is _IDLE and same_cycle)
-            elif phase is _BODY:
+            if phase is _BODY:
                 self._check_open_body(size)
-            elif before is _IDLE and same_cycle:
+            elif phase is _HEAD:
+                self._check_open_head(size, starts_slice=before is _IDLE and self.cycle is cycle_before)
+            elif phase is _IDLE and before is _IDLE and self.cycle is cycle_before:
                 self._check_noise(size)
-            else:
-                self._stop_timer()
         except RefusedError as refusal:
             self._refuse(refusal)
 
     def _check_open_head(self, size: int, *, starts_slice: bool) -> None:
         limits = self.limits
         if self._deadline is None:
-            self._deadline = self._reading.clock() + limits.header_timeout
+            now = self._reading.clock()
+            self._watch_until(now + limits.header_timeout, now)
             self._head_bytes = size
             self._head_slack = 0 if starts_slice else size
         else:
@@ -644,33 +655,30 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
             raise self._too_many_header_bytes()
         if len(self.headers) > limits.max_header_count:
             raise self._too_many_headers()
-        if self._timer is None:
-            self._arm(limits.header_timeout)
 
     def _check_open_body(self, size: int) -> None:
-        limits = self.limits
-        latest = self._reading.clock() + limits.body_timeout
-        if self._deadline is None:
-            self._deadline = latest
+        limits, deadline, now = self.limits, self._deadline, self._reading.clock()
+        latest = now + limits.body_timeout
+        if deadline is None:
             self._linger_after(self.cycle)
+            self._watch_until(latest, now)
         else:
             gained = (self._received - self._credited) / MIN_BODY_RATE
-            self._deadline = min(self._deadline + gained, latest)
+            self._watch_until(min(deadline + gained, latest), now)
             self._chunked_bytes += size
         self._credited = self._received
         # Chunk extensions and trailers are not stored, but a client could send them for ever.
         if self._length == CHUNKED and self._chunked_bytes > limits.max_body_bytes + limits.max_header_bytes:
             raise _body_too_large(limits.max_body_bytes)
-        if self._timer is None:
-            self._arm(limits.body_timeout)
 
     def _check_noise(self, size: int) -> None:
         """Bound, in number and time, the empty lines that may stand before a request line (RFC 9112 §2.2)."""
         self._head_bytes += size
         if self._head_bytes > self.limits.max_header_bytes:
             raise self._too_many_header_bytes()
-        if self._timer is None and not self._is_answering():
-            self._arm(self.limits.header_timeout)
+        if self._deadline is None and not self._is_answering():
+            now = self._reading.clock()
+            self._watch_until(now + self.limits.header_timeout, now)
 
     def _swallow(self, size: int) -> None:
         self._swallowed += size
@@ -822,6 +830,9 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
             return
         self._phase = _IDLE
         cycle = self.cycle
+        if self._deadline is not None:
+            self._deadline = None
+            cycle.transport = self.transport
         if not cycle.response_complete:
             cycle.more_body = False
             cycle.message_event.set()
@@ -919,7 +930,15 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
 
     # --- the timer
 
-    def _arm(self, delay: float) -> None:
+    def _watch_until(self, deadline: float, now: float) -> None:
+        """Move the deadline. The timer is touched only when it would come too late; it may come too early."""
+        self._deadline = deadline
+        if self._timer is None or deadline < self._timer_due:
+            self._arm(deadline, deadline - now)
+
+    def _arm(self, due: float, delay: float) -> None:
+        self._stop_timer()
+        self._timer_due = due
         self._timer = self.loop.call_later(delay, self._on_timer)
 
     def _stop_timer(self) -> None:
@@ -928,25 +947,24 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _on_timer(self) -> None:
-        """Look whether the deadline has passed. It may have moved since the timer was armed."""
         self._timer = None
         deadline = self._deadline
-        if self._phase is _IDLE or deadline is None:
-            self.transport.close()
+        if deadline is None:
             return
+        now = self._reading.clock()
         if self._phase is _BODY and not self._received and self.cycle.waiting_for_100_continue:
             # The client waits for the app to want its body.
-            self._arm(self.limits.body_timeout)
-            return
-        remaining = deadline - self._reading.clock()
-        if self.flow.read_paused:
-            self._arm(max(remaining, 1.0))
-        elif remaining > 0:
-            self._arm(remaining)
+            self._watch_until(now + self.limits.body_timeout, now)
+        elif self.flow.read_paused:
+            self._arm(deadline, max(deadline - now, PAUSED_CHECK_SECONDS))
+        elif deadline > now:
+            self._arm(deadline, deadline - now)
         elif self._phase is _HEAD:
             self._refuse(_too_late("header_timeout", "The head of the request did not arrive in time."))
-        else:
+        elif self._phase is _BODY:
             self._refuse(_too_late("body_timeout", "The body of the request did not arrive in time."))
+        else:
+            self.transport.close()
 
 
 def _too_late(reason: str, message: str) -> RefusedError:

@@ -1,7 +1,10 @@
 """Serving with uvicorn, as this server wants it: limits on what comes in, our log, our drain."""
 
 import resource
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentrun_server.config import ServerConfig
@@ -16,6 +19,8 @@ __all__ = ["build_config", "run"]
 logger = get_logger("agentrun_server.server")
 
 _HTTP_PROTOCOL = "agentrun_server.server.http_protocol:GuardedHttpToolsProtocol"
+_CANNOT_START = 3
+"""uvicorn's exit status for a server that did not start."""
 _LAST_RESORT = 15
 """Seconds uvicorn waits for connections after our drain has ended; by then none should be busy."""
 
@@ -58,31 +63,55 @@ def build_config(
     return uvicorn.Config(app, **(settings | options))
 
 
-def run(app: ASGIApp | str, *, reload: bool = False, reload_dirs: Sequence[str] = (), **options: Any) -> None:
-    """Serve `app` until a signal ends it; `options` are those of `build_config`.
+def run(
+    app: ASGIApp | str,
+    *,
+    reload: bool = False,
+    reload_dirs: Sequence[str] = (),
+    sockets: Sequence[socket.socket] | None = None,
+    **options: Any,
+) -> None:
+    """Serve `app` until a signal ends it.
+
+    `sockets` are bound ones to listen on, in place of host and port; other `options` are those of `build_config`.
 
     Raises:
-        SystemExit: the server could not start (status 3), or a worker was lost for good.
+        SystemExit: the server, or a worker, could not start (status 3).
     """
     import uvicorn
-    from uvicorn.supervisors import ChangeReload, Multiprocess
 
     raise_file_limit()
     if reload_dirs:
         options["reload_dirs"] = list(reload_dirs)
     config = build_config(app, reload=reload, **options)
-    server = uvicorn.Server(config)
+    try:
+        if config.should_reload or config.workers > 1:
+            _supervise(config, list(sockets) if sockets is not None else [config.bind_socket()])
+        else:
+            _serve(uvicorn.Server(config), list(sockets) if sockets is not None else None)
+    finally:
+        if config.uds is not None:
+            Path(config.uds).unlink(missing_ok=True)
+
+
+def _serve(server: "uvicorn.Server", sockets: list[socket.socket] | None) -> None:
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after its shutdown
+        server.run(sockets)
+    if not server.started:
+        raise SystemExit(_CANNOT_START)
+
+
+def _supervise(config: "uvicorn.Config", sockets: list[socket.socket]) -> None:
+    import uvicorn
+    from uvicorn.supervisors import ChangeReload, Multiprocess
+
     if config.should_reload:
-        ChangeReload(config, target=server.run, sockets=[config.bind_socket()]).run()
-    elif config.workers > 1:
-        Multiprocess(config, sockets=[config.bind_socket()]).run()
-    else:
-        try:
-            server.run()
-        except KeyboardInterrupt:
-            return  # uvicorn raises the signal again after its shutdown
-        if not server.started:
-            raise SystemExit(3)
+        ChangeReload(config, target=uvicorn.Server(config).run, sockets=sockets).run()
+        return
+    workers = Multiprocess(config, sockets=sockets)
+    workers.run()
+    if any(process.exitcode == _CANNOT_START for process in workers.processes):
+        raise SystemExit(_CANNOT_START)
 
 
 def raise_file_limit() -> None:

@@ -2,9 +2,9 @@
 
 * Pieces that are ready together are sent together: in one write when the agent has to wait, or at 16 KB.
 * A piece for which the agent had to wait is sent at once.
-* When more than a millisecond has passed since the last write, the piece is sent too: an agent that blocks the event
-  loop between two pieces holds none of them back.
-* After a write in the middle of a burst the event loop gets a turn: one talkative agent cannot starve the others.
+* An agent that does not wait for more than a millisecond is interrupted: what it has said is sent, and the event loop
+  gets a turn. So one talkative agent cannot starve the others, whether its answer is a stream or not, and one that
+  blocks the event loop between two pieces holds none of them back for longer than it blocks.
 * A client that does not read makes `Attachment.write` wait, and with it the agent.
 """
 
@@ -39,11 +39,13 @@ async def pump(attachment: Attachment, steps: Stepper[str | TypedEvent], encoder
     """Run the agent to its end and send what it says; return what has not been sent yet.
 
     Raises:
+        asyncio.CancelledError: the run was stopped, whatever the agent made of its cancellation.
         Exception: what the agent or the encoder raised. The agent is closed by then.
     """
-    feed, begin, clock = encoder.feed, steps.begin, time.monotonic
+    feed, begin, clock, run = encoder.feed, steps.begin, time.monotonic, attachment.run
     parts: list[str] = []
     size = 0
+    turn = clock()  # when the event loop last had one
     try:
         while not encoder.ended:
             item = begin()
@@ -53,10 +55,11 @@ async def pump(attachment: Attachment, steps: Stepper[str | TypedEvent], encoder
                     parts, size = [], 0
                 attachment.watch()
                 item = await steps.resume()
-                if attachment.run.stop_reason is not None:
-                    break  # the agent swallowed its cancellation
+                if run.stop_reason is not None:
+                    break
+                turn = clock()
                 if not attachment.first_event:
-                    attachment.first_event = clock()
+                    attachment.first_event = turn
                 text = feed(item)
                 if text:
                     await attachment.write(text)
@@ -67,13 +70,21 @@ async def pump(attachment: Attachment, steps: Stepper[str | TypedEvent], encoder
             if text:
                 parts.append(text)
                 size += len(text)
-                if size >= _MAX_BATCH or clock() - attachment.last_write > _MAX_DELAY:
+            if size >= _MAX_BATCH or clock() - turn > _MAX_DELAY:
+                if parts:
                     await attachment.write("".join(parts))
                     parts, size = [], 0
-                    attachment.watch()
-                    await asyncio.sleep(0)
+                attachment.watch()
+                await asyncio.sleep(0)
+                turn = clock()
     except StopAsyncIteration:
         pass
+    except Exception:
+        # What the agent said before it failed is the client's: the error follows it in the stream.
+        await attachment.write("".join(parts))
+        raise
     finally:
         await steps.close(asyncio.CancelledError())
+    if run.stop_reason is not None:
+        raise asyncio.CancelledError  # the agent took it for an ordinary end
     return "".join(parts)

@@ -19,7 +19,7 @@ logger = get_logger("agentrun_server.run")
 class Sweeper:
     """Holds the open attachments and checks them."""
 
-    __slots__ = ("_handle", "_interval", "active", "clock", "on_empty")
+    __slots__ = ("_handle", "_interval", "_loop", "active", "clock", "on_empty")
 
     def __init__(self, config: ServerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -28,12 +28,15 @@ class Sweeper:
         """Called when the last attachment has gone; the drain waits for it."""
         self._interval = _interval(config)
         self._handle: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def add(self, attachment: Attachment) -> None:
         """Look after `attachment` from now on."""
         self.active.add(attachment)
-        if self._handle is None:
-            self._schedule()
+        loop = asyncio.get_running_loop()
+        # A timer of another loop never fires: test clients run each request in a loop of its own.
+        if self._handle is None or self._loop is not loop:
+            self._schedule(loop)
 
     def discard(self, attachment: Attachment) -> None:
         """Forget `attachment`: its request is answered."""
@@ -50,14 +53,15 @@ class Sweeper:
             except Exception:
                 logger.exception("check failed", extra={"request_id": attachment.exchange.request_id})
 
-    def _schedule(self) -> None:
-        self._handle = asyncio.get_running_loop().call_later(self._interval, self._fire)
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._handle = loop.call_later(self._interval, self._fire)
 
     def _fire(self) -> None:
         self._handle = None
         self.tick()
         if self.active:
-            self._schedule()
+            self._schedule(asyncio.get_running_loop())
 
 
 def _interval(config: ServerConfig) -> float:

@@ -27,10 +27,11 @@ class StopFilter:
         if self.hit:
             return ""
         shown, text = self._shown, self._held + text
-        found = [at for at in (text.find(sequence) for sequence in self._sequences) if at >= 0]
+        found = [(at + len(one), at) for one in self._sequences if (at := text.find(one)) >= 0]
         if found:
             self.hit, self._held = True, ""
-            return text[shown : min(found)]
+            _, at = min(found)  # the first to be complete, so that it does not matter how the text is split
+            return text[shown:at]
         start = len(text) - self._possible_start(text)
         self._held, self._shown = text[start:], max(0, shown - start)
         return text[shown:start]

@@ -209,7 +209,8 @@ class Turn:
             case Raw():
                 return self._write_raw(event.raw)
             case Failure():
-                raise AgentFailedError(event.message, code=event.code).no_retry()
+                message, code = event.message or "The agent reported an error.", event.code or "agent_error"
+                raise AgentFailedError(message, code=code).no_retry()
             case TextDelta():
                 return self._text(event.text, event)
 

@@ -1,0 +1,128 @@
+"""``agentrun-server config``: the settings a server started here would have, and where each comes from."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from agentrun_server.cli.settings import (
+    NETWORK_SETTINGS,
+    SERVER_SETTINGS,
+    Origin,
+    Origins,
+    SectionedCommand,
+    Setting,
+    apply,
+    env_file_option,
+    flag_values,
+    origin_of,
+    read_env_file,
+    resolve,
+    setting_options,
+    value_text,
+)
+from agentrun_server.config import ENV_PREFIX, ServerConfig
+from agentrun_server.errors import ConfigurationError
+
+__all__ = ["Row", "config_command", "effective"]
+
+_SETTINGS = (*NETWORK_SETTINGS, *SERVER_SETTINGS)
+
+_SECRET_WORDS = ("secret", "password", "token", "api_key", "credential")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One setting as it stands."""
+
+    setting: Setting
+    value: Any
+    origin: Origin
+    variable: str
+
+    @property
+    def shown(self) -> str:
+        """The value, masked when it is a secret."""
+        if self.value not in (None, "") and any(word in self.setting.name for word in _SECRET_WORDS):
+            return "********"
+        return value_text(self.value)
+
+
+def effective(environ: Mapping[str, str], origins: Origins) -> list[Row]:
+    """Return every setting as a server started with `environ` would have it.
+
+    Raises:
+        ConfigurationError: a value cannot be read, or cannot work.
+    """
+    rows: list[Row] = []
+    for setting in _SETTINGS:
+        variable, origin = origin_of(setting, environ, origins)
+        rows.append(Row(setting, resolve(setting, environ), origin, variable))
+    return rows
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return variables that look like a mistyped setting, each with the one that was probably meant."""
+    import difflib
+
+    known = {setting.variable for setting in _SETTINGS}
+    pairs: list[tuple[str, str]] = []
+    for name in sorted(environ):
+        if name.startswith(ENV_PREFIX) and name.removesuffix("_FILE") not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if near:
+                pairs.append((name, near[0]))
+    return pairs
+
+
+@click.command("config", cls=SectionedCommand, short_help="Show the settings and where they come from.")
+@env_file_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@setting_options(NETWORK_SETTINGS, SERVER_SETTINGS)
+def config_command(env_file: str | None, as_json: bool, **params: Any) -> None:
+    """Show the settings a server started here would have, and where each comes from.
+
+    It takes the flags of `run`. Arguments in the app's own code, ServerConfig(...), win over all of them
+    and are not seen from here.
+    """
+    environ = dict(os.environ)
+    flags = flag_values(_SETTINGS, params)
+    origins = apply(_SETTINGS, environ, flags=flags, env_file=read_env_file(env_file))
+    try:
+        rows = effective(environ, origins)
+        _check_together(rows)
+    except ConfigurationError as exc:
+        raise click.ClickException(str(exc)) from exc
+    if as_json:
+        click.echo(json.dumps({row.setting.name: _as_json(row) for row in rows}, indent=2))
+    else:
+        _print_table(rows)
+    for name, meant in unknown_variables(environ):
+        click.echo(f"Warning: {name} is not a setting; did you mean {meant}?", err=True)
+
+
+def _check_together(rows: list[Row]) -> None:
+    """Let `ServerConfig` refuse what only it can judge: ranges, and values that do not go together."""
+    names = {field.name for field in dataclasses.fields(ServerConfig)}
+    ServerConfig(**{row.setting.name: row.value for row in rows if row.setting.name in names})
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    value = row.shown if row.shown == "********" else row.value
+    return {"value": value, "source": row.origin, "variable": row.variable or row.setting.variable}
+
+
+def _print_table(rows: list[Row]) -> None:
+    width = max(len(row.setting.name) for row in rows)
+    value_width = min(max(len(row.shown) for row in rows), 40)
+    sections: dict[str, list[Row]] = {}
+    for row in rows:
+        sections.setdefault(row.setting.section, []).append(row)
+    for number, (section, members) in enumerate(sections.items()):
+        click.echo(("\n" if number else "") + section)
+        for row in members:
+            source = row.origin if row.origin in ("default", "flag") else f"{row.origin} {row.variable}"
+            click.echo(f"  {row.setting.name:<{width}}  {row.shown:<{value_width}}  {source}")

@@ -1,0 +1,94 @@
+"""``agentrun-server config``: what is shown, and from where it comes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from agentrun_server.cli.config import Row, config_command
+from agentrun_server.cli.settings import NETWORK_SETTINGS, SERVER_SETTINGS, Setting
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lines(*args: str) -> list[list[str]]:
+    result = CliRunner().invoke(config_command, args)
+    assert result.exit_code == 0, result.output
+    return [line.split() for line in result.stdout.splitlines()]
+
+
+def test_every_setting_is_shown_once() -> None:
+    names = [line[0] for line in lines() if line]
+    for setting in (*NETWORK_SETTINGS, *SERVER_SETTINGS):
+        assert names.count(setting.name) == 1
+
+
+def test_each_value_has_its_source(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / ".env").write_text("AGENTRUN_RUN_TIMEOUT=none\n")
+    (project / "choices").write_text("4")
+    monkeypatch.setenv("PORT", "9000")
+    monkeypatch.setenv("AGENTRUN_MAX_CHOICES_FILE", str(project / "choices"))
+    shown = lines("--docs")
+    assert ["docs", "true", "flag"] in shown
+    assert ["port", "9000", "env", "PORT"] in shown
+    assert ["run_timeout", "none", ".env", "AGENTRUN_RUN_TIMEOUT"] in shown
+    assert ["max_choices", "4", "file", "AGENTRUN_MAX_CHOICES_FILE"] in shown
+    assert ["host", "127.0.0.1", "default"] in shown
+
+
+def test_json_holds_value_source_and_variable() -> None:
+    shown = json.loads(CliRunner().invoke(config_command, ["--json", "--port", "0"]).stdout)
+    assert shown["port"] == {"value": 0, "source": "flag", "variable": "AGENTRUN_PORT"}
+    assert shown["heartbeat_interval"] == {
+        "value": 15.0,
+        "source": "default",
+        "variable": "AGENTRUN_HEARTBEAT_INTERVAL",
+    }
+
+
+def test_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    before = dict(os.environ)
+    lines("--docs", "--port", "1")
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("name", ["api_key", "upstream_token", "admin_password", "client_secret"])
+def test_a_secret_is_masked(name: str) -> None:
+    setting = Setting(name=name, section="x", help="x", default="", parse=str)
+    assert Row(setting, "hunter2", "env", "X").shown == "********"
+    assert Row(setting, "", "default", "").shown == ""
+
+
+def test_a_mistyped_variable_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTRUN_MAX_BODY_BYTE", "5")
+    monkeypatch.setenv("AGENTRUN_AUTH_JWKS_URL", "https://idp.example")  # of another part of the product
+    result = CliRunner().invoke(config_command)
+    assert result.stderr == (
+        "Warning: AGENTRUN_MAX_BODY_BYTE is not a setting; did you mean AGENTRUN_MAX_BODY_BYTES?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("AGENTRUN_MAX_BODY_BYTES", "10MB", "AGENTRUN_MAX_BODY_BYTES is not a valid value"),
+        ("AGENTRUN_MAX_BODY_BYTES", "0", "max_body_bytes must be at least 1"),
+        ("AGENTRUN_AGENT_EVENTS", "everything", "agent_events knows tools, steps, progress and io"),
+        ("AGENTRUN_PORT", "http", "AGENTRUN_PORT is not a valid value"),
+        ("AGENTRUN_MAX_CHOICES_FILE", "/nowhere", "AGENTRUN_MAX_CHOICES_FILE cannot be read"),
+    ],
+)
+def test_a_value_that_cannot_work_is_told(
+    variable: str, text: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    result = CliRunner().invoke(config_command)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {message}")
