@@ -26,7 +26,7 @@ class Headers(Mapping[str, str]):
         """As ASGI has them: names in lower case."""
 
     def __getitem__(self, name: str) -> str:
-        wanted = name.lower().encode("latin-1")
+        wanted = name.lower().encode("latin-1", "replace")  # no header has such a name
         for key, value in self.raw:
             if key == wanted:
                 return value.decode("latin-1")
@@ -40,7 +40,7 @@ class Headers(Mapping[str, str]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value of the header `name`, or `default`."""
-        wanted = name.lower().encode("latin-1")
+        wanted = name.lower().encode("latin-1", "replace")  # no header has such a name
         for key, value in self.raw:
             if key == wanted:
                 return value.decode("latin-1")
@@ -48,7 +48,7 @@ class Headers(Mapping[str, str]):
 
     def getlist(self, name: str) -> list[str]:
         """Return every value of the header `name`, in the order they came."""
-        wanted = name.lower().encode("latin-1")
+        wanted = name.lower().encode("latin-1", "replace")  # no header has such a name
         return [value.decode("latin-1") for key, value in self.raw if key == wanted]
 
 

@@ -35,9 +35,14 @@ def _clean(text: str) -> str:
     return redact(text[:_MAX_TEXT])
 
 
+@lru_cache(maxsize=1024)
+def _quoted(text: str) -> str:
+    return _quote(_clean(text))
+
+
 def _value(value: Any) -> str:
     if isinstance(value, str):
-        return _quote(_clean(value))
+        return _quoted(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     return "null" if value is None else str(value)  # a number: facts hold nothing else
@@ -106,7 +111,7 @@ class AccessLog:
         more = "".join([f',"{key}":{_value(value)}' for key, value in facts.items()]) if facts else ""
         return (
             f'{{"time":"{self._stamp}.{int(now * 1000) % 1000:03d}Z","level":"info","logger":"agentrun_server.access",'
-            f'"message":"request","method":"{scope["method"]}","path":{_quote(_clean(scope["path"]))},'
+            f'"message":"request","method":"{scope["method"]}","path":{_quoted(scope["path"])},'
             f'"status":{status},"duration_ms":{seconds * 1000:.1f},"client":"{address}",'
             f'"request_id":"{request_id}"{more}}}\n'
         )

@@ -19,7 +19,7 @@ T = TypeVar("T")
 class Stepper(Generic[T]):
     """Steps through `generator`: `begin`, and while `waiting`, `resume`."""
 
-    __slots__ = ("_generator", "_pending", "_step", "waiting")
+    __slots__ = ("_generator", "_pending", "_step", "ended", "waiting")
 
     def __init__(self, generator: AsyncGenerator[T, None]) -> None:
         self._generator = generator
@@ -27,6 +27,8 @@ class Stepper(Generic[T]):
         self._pending: Any = None
         self.waiting = False
         """The last step has not brought an item yet: the generator waits for something."""
+        self.ended = False
+        """It ran to its end: there is nothing to close. Set by who steps."""
 
     def begin(self) -> T | None:
         """Run the generator up to its next item, or until it has to wait (then `waiting` is set, and nothing returned).

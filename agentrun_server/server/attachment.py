@@ -25,7 +25,7 @@ from agentrun_server.errors import (
 from agentrun_server.observability.logs import get_logger
 from agentrun_server.runs.run import Run, StopReason
 from agentrun_server.server.asgi import Receive, Scope, Send
-from agentrun_server.server.exchange import EXCHANGE, Exchange, answer, answer_error
+from agentrun_server.server.exchange import BODY_FOLLOWS, EXCHANGE, Exchange, answer, answer_error
 
 __all__ = ["Attachment", "ClientLeftError"]
 
@@ -150,7 +150,9 @@ class Attachment:
         try:
             if not self.started:
                 self.started = True
-                await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEAD})
+                await self._send(
+                    {"type": "http.response.start", "status": 200, "headers": _STREAM_HEAD, BODY_FOLLOWS: True}
+                )
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
         except OSError:
             self.disconnected = True  # how servers other than uvicorn tell it
@@ -333,7 +335,8 @@ class Attachment:
 
     async def detach(self) -> None:
         """End everything this attachment started: called last, whatever happened."""
-        self.run_started = 0.0  # nothing to look after any more
+        self.task = None  # nothing to look after any more
+        self.run_started = self.stopped_at = 0.0
         self.release()
         watcher, self._watcher = self._watcher, None
         if watcher is not None and not watcher.done():

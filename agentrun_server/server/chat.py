@@ -145,7 +145,7 @@ class ChatHandler:
         attachment.encode_error = encoder.fail
         rest = ""
         for left in range(options.n - 1, -1, -1):
-            rest += await pump(attachment, Stepper(agent.run(request, self._threads)), encoder)
+            rest = await pump(attachment, Stepper(agent.run(request, self._threads)), encoder, rest)
             rest += encoder.finish_choice(more=left > 0)
         await attachment.finish(rest + encoder.finish())
 

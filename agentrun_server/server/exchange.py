@@ -12,6 +12,9 @@ from agentrun_server.server.asgi import Message, Scope, Send
 
 __all__ = ["EXCHANGE", "Exchange", "answer", "answer_error", "client_request_id"]
 
+BODY_FOLLOWS = "agentrun_server.body_follows"
+"""Key of a ``http.response.start`` message: the body is sent in the same turn of the event loop, so that our HTTP protocol
+can write both at once. Other servers ignore it."""
 EXCHANGE = "agentrun_server.exchange"
 """Key of the ASGI scope under which the exchange is found."""
 
@@ -99,7 +102,7 @@ async def answer(
 ) -> None:
     """Send a whole answer."""
     head = [content_type, (b"content-length", b"%d" % len(body)), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.start", "status": status, "headers": head, BODY_FOLLOWS: True})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -8,6 +8,7 @@ The ASGI side is uvicorn's to the letter: the same order of messages, the same e
 """
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any, cast
 
 from uvicorn._types import ASGISendEvent
@@ -19,31 +20,44 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 
+from agentrun_server.server.exchange import BODY_FOLLOWS
+
 __all__ = ["Cycle"]
 
-_CONSTANT = frozenset({b"content-type", b"cache-control", b"x-accel-buffering", b"openai-version", b"server", b"vary"})
-"""Headers with few different values; lines of others are not kept."""
+_REPEATED = frozenset(
+    {
+        b"cache-control",
+        b"content-type",
+        b"date",
+        b"openai-processing-ms",
+        b"openai-version",
+        b"server",
+        b"vary",
+        b"x-accel-buffering",
+    }
+)
+"""Headers whose values come again and again; their lines are kept. None of them frames the answer."""
 _MAX_LINES = 256
 _lines: dict[tuple[bytes, bytes], bytes] = {}
 
 
-def _header_line(name: bytes, value: bytes) -> bytes:
+def _header_line(header: tuple[bytes, bytes]) -> bytes:
     """Return the line of a header on the wire.
 
     Raises:
         RuntimeError: name or value has characters that would end the line, as uvicorn raises it.
     """
-    line = _lines.get((name, value))
-    if line is not None:
-        return line
+    name, value = header
     if HEADER_RE.search(name):
         raise RuntimeError("Invalid HTTP header name.")
     if HEADER_VALUE_RE.search(value):
         raise RuntimeError("Invalid HTTP header value.")
-    lowered = name.lower()
-    line = lowered + b": " + value + b"\r\n"
-    if lowered in _CONSTANT and len(_lines) < _MAX_LINES:
-        _lines[(name, value)] = line
+    name = name.lower()
+    line = name + b": " + value + b"\r\n"
+    if name in _REPEATED:
+        if len(_lines) >= _MAX_LINES:
+            _lines.clear()
+        _lines[header] = line
     return line
 
 
@@ -68,7 +82,7 @@ class Cycle(RequestResponseCycle):
         if not self.response_started:
             if kind != "http.response.start":
                 raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{kind}'.")
-            self._start(event["status"], event.get("headers", ()))
+            self._start(event["status"], event.get("headers", ()), body_follows=BODY_FOLLOWS in event)
         elif self.response_complete:
             raise RuntimeError(f"Unexpected ASGI message '{kind}' sent, after response already completed.")
         elif kind != "http.response.body":
@@ -76,22 +90,17 @@ class Cycle(RequestResponseCycle):
         else:
             self._body(event.get("body", b""), event.get("more_body", False))
 
-    def _start(self, status: int, given: Any) -> None:
+    def _start(self, status: int, given: Iterable[tuple[bytes, bytes]], *, body_follows: bool) -> None:
         self.waiting_for_100_continue = False
         lines = [STATUS_LINE[status]]
         has_close = False
-        for name, value in (*self.default_headers, *given):
-            line = _header_line(name, value)
+        for header in (*self.default_headers, *given):
+            line = _lines.get(header)
+            if line is None:
+                line = _header_line(header)
+                if line.startswith((b"content-length:", b"transfer-encoding:", b"connection:")):
+                    has_close = self._frame(header[0].lower(), header[1]) or has_close
             lines.append(line)
-            if line.startswith(b"content-length:") and self.chunked_encoding is None:
-                self.expected_content_length = int(value)
-                self.chunked_encoding = False
-            elif line.startswith(b"transfer-encoding:") and value.lower() == b"chunked":
-                self.expected_content_length = 0
-                self.chunked_encoding = True
-            elif line.startswith(b"connection:") and b"close" in [t.strip() for t in value.lower().split(b",")]:
-                self.keep_alive = False
-                has_close = True
         if not self.keep_alive and not has_close:
             lines.append(b"connection: close\r\n")
         if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
@@ -102,7 +111,23 @@ class Cycle(RequestResponseCycle):
         if self.access_log:
             self._log(status)
         self._head = b"".join(lines)
-        asyncio.get_running_loop().call_soon(self._write_head)
+        if not body_follows:
+            asyncio.get_running_loop().call_soon(self._write_head)
+
+    def _frame(self, name: bytes, value: bytes) -> bool:
+        """Take note of a header that frames the answer; return whether it says that the connection closes."""
+        if name == b"content-length":
+            if self.chunked_encoding is None:
+                self.expected_content_length = int(value)
+                self.chunked_encoding = False
+        elif name == b"transfer-encoding":
+            if value.lower() == b"chunked":
+                self.expected_content_length = 0
+                self.chunked_encoding = True
+        elif b"close" in [token.strip() for token in value.lower().split(b",")]:
+            self.keep_alive = False
+            return True
+        return False
 
     def _write_head(self) -> None:
         """Write the head by itself: no body came in the same turn of the event loop."""

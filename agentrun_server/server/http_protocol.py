@@ -423,13 +423,13 @@ class _Flow(FlowControl):
 class _LingeringTransport:
     """The transport for a cycle whose client may still be sending: closing it waits until that is heard out."""
 
-    __slots__ = ("_protocol", "abort", "is_closing", "write")
-
     def __init__(self, protocol: "GuardedHttpToolsProtocol", transport: asyncio.Transport) -> None:
         self._protocol: GuardedHttpToolsProtocol | None = protocol
-        self.abort = transport.abort
+        self._transport = transport
         self.write = transport.write
-        self.is_closing = transport.is_closing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
     def close(self) -> None:
         if self._protocol is not None:
@@ -578,9 +578,7 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
 
     def close_after_answer(self) -> None:
         """Close the connection for a cycle, without losing its answer when the client is still sending."""
-        if self._phase is _IDLE:
-            self.transport.close()
-        elif self._phase is not _CLOSING:
+        if self._phase is not _CLOSING:
             if self._running is not None and not self._running.response_complete:
                 _drop(self._running)  # its app failed in the middle of the answer
             self._begin_closing(b"")
@@ -878,16 +876,18 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         """Read no more from this connection; answer as soon as all earlier requests are answered."""
         error, request_id = refusal.error, _request_id()
         logger.warning(
-            "request refused",
+            "request refused: %s",
+            refusal.reason,
             extra={
                 "reason": refusal.reason,
+                "detail": error.message,
                 "status": error.status_code,
                 "client": self.client,
                 "request_id": request_id,
             },
         )
         is_started = self._phase is _BODY
-        head_only = self._phase is not _IDLE and self.scope.get("method") == "HEAD"
+        head_only = self._is_reading_head_request()
         self._phase = _REFUSED
         self._stop_timer()
         if not is_started or self._take_back(self.cycle):
@@ -898,6 +898,12 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         else:
             self._linger_after(self._running)
 
+    def _is_reading_head_request(self) -> bool:
+        if self._phase is _HEAD:
+            # The method is known as soon as there is a target.
+            return bool(self.url) and self.parser.get_method() == b"HEAD"  # pyright: ignore[reportOptionalMemberAccess]
+        return self._phase is _BODY and self.scope["method"] == "HEAD"
+
     def _take_back(self, cycle: RequestResponseCycle) -> bool:
         """Take a request away from the app; return whether it is still without an answer."""
         _drop(cycle)
@@ -906,7 +912,8 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
             cycle.on_response = _nothing
             return True
         self._running = None
-        return not cycle.response_started
+        # The head of an answer may wait for its body: nothing of it has been written yet.
+        return not cycle.response_started or cast("Cycle", cycle)._head is not None
 
     def _begin_closing(self, answer: bytes) -> None:
         self._phase = _CLOSING

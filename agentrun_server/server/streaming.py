@@ -35,17 +35,17 @@ class Encoder(Protocol):
         ...
 
 
-async def pump(attachment: Attachment, steps: Stepper[str | TypedEvent], encoder: Encoder) -> str:
-    """Run the agent to its end and send what it says; return what has not been sent yet.
+async def pump(attachment: Attachment, steps: Stepper[str | TypedEvent], encoder: Encoder, begun: str = "") -> str:
+    """Run the agent to its end and send what it says, behind what has `begun`; return what has not been sent yet.
 
     Raises:
         asyncio.CancelledError: the run was stopped, whatever the agent made of its cancellation.
         Exception: what the agent or the encoder raised. The agent is closed by then.
     """
     feed, begin, clock, run = encoder.feed, steps.begin, time.monotonic, attachment.run
-    parts: list[str] = []
-    size = 0
-    turn = clock()  # when the event loop last had one
+    parts = [begun] if begun else []
+    size = len(begun)
+    turn = attachment.last_write  # when the event loop last had one
     try:
         while not encoder.ended:
             item = begin()
@@ -78,13 +78,15 @@ async def pump(attachment: Attachment, steps: Stepper[str | TypedEvent], encoder
                 await asyncio.sleep(0)
                 turn = clock()
     except StopAsyncIteration:
-        pass
+        steps.ended = True
     except Exception:
         # What the agent said before it failed is the client's: the error follows it in the stream.
-        await attachment.write("".join(parts))
+        if parts:
+            await attachment.write("".join(parts))
         raise
     finally:
-        await steps.close(asyncio.CancelledError())
+        if not steps.ended:
+            await steps.close(asyncio.CancelledError())
     if run.stop_reason is not None:
         raise asyncio.CancelledError  # the agent took it for an ordinary end
     return "".join(parts)

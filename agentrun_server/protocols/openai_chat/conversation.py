@@ -46,7 +46,7 @@ def read_messages(value: Any, *, max_messages: int) -> list[Message]:
     return messages
 
 
-_SPEAKERS = frozenset({"developer", "system", "user", "assistant"})
+_SPEAKERS = ("user", "assistant", "system", "developer")  # no set: a role may be anything, also what has no hash
 
 
 def _read_message(value: Any, here: str) -> Message:
