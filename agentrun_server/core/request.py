@@ -19,37 +19,39 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 class Headers(Mapping[str, str]):
     """Request headers: names in any case, the first value wins. `getlist` returns every value of a repeated header."""
 
-    __slots__ = ("raw",)
+    __slots__ = ("_first", "raw")
 
     def __init__(self, raw: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self.raw = raw
-        """As ASGI has them: names in lower case."""
+        """As ASGI has them: names in lower case, repeated ones included."""
+        self._first: Mapping[bytes, bytes] = dict(reversed(raw))
 
     def __getitem__(self, name: str) -> str:
-        wanted = name.lower().encode("latin-1", "replace")  # no header has such a name
-        for key, value in self.raw:
-            if key == wanted:
-                return value.decode("latin-1")
-        raise KeyError(name)
+        return self._first[_wire_name(name)].decode("latin-1")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(key.decode("latin-1") for key, _ in self.raw))
+        return (key.decode("latin-1") for key in dict.fromkeys(key for key, _ in self.raw))
 
     def __len__(self) -> int:
-        return len({key for key, _ in self.raw})
+        return len(self._first)
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value of the header `name`, or `default`."""
-        wanted = name.lower().encode("latin-1", "replace")  # no header has such a name
-        for key, value in self.raw:
-            if key == wanted:
-                return value.decode("latin-1")
-        return default
+        value = self._first.get(_wire_name(name))
+        return default if value is None else value.decode("latin-1")
+
+    def first(self, name: bytes) -> bytes | None:
+        """Return the header `name` (in lower case) as it came."""
+        return self._first.get(name)
 
     def getlist(self, name: str) -> list[str]:
         """Return every value of the header `name`, in the order they came."""
-        wanted = name.lower().encode("latin-1", "replace")  # no header has such a name
+        wanted = _wire_name(name)
         return [value.decode("latin-1") for key, value in self.raw if key == wanted]
+
+
+def _wire_name(name: str) -> bytes:
+    return name.lower().encode("latin-1", "replace")  # with "?", which is in no header's name
 
 
 class AgentRequest:

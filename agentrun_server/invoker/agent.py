@@ -24,14 +24,17 @@ def runs_on_loop(target: Any) -> bool:
     Such a callable is called on the event loop. Any other might block, and is called on a thread; it may still return
     an awaitable or an async generator, which continues on the loop.
     """
+    function = _called(target)
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _called(target: Any) -> Any:
+    """Return the function that runs when `target` is called."""
     while isinstance(target, partial):
         target = target.func
-    if inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target):
-        return True
     if inspect.isroutine(target) or inspect.isclass(target):
-        return False
-    call = getattr(type(target), "__call__", None)  # noqa: B004 - its kind matters, not whether it is there
-    return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
+        return target
+    return getattr(type(target), "__call__", None)  # noqa: B004 - its kind matters, not whether it is there
 
 
 class Agent:
@@ -41,7 +44,7 @@ class Agent:
         ConfigurationError: `target` cannot be called with a request.
     """
 
-    __slots__ = ("_on_loop", "target")
+    __slots__ = ("_is_async_generator", "_on_loop", "target")
 
     def __init__(self, target: AgentCallable) -> None:
         if not callable(target):
@@ -49,6 +52,7 @@ class Agent:
         _check_signature(target)
         self.target = target
         self._on_loop = runs_on_loop(target)
+        self._is_async_generator = inspect.isasyncgenfunction(_called(target))
 
     async def run(self, request: AgentRequest, threads: Threads) -> AsyncGenerator[str | TypedEvent, None]:
         """Run the agent; yield pieces of text and typed events.
@@ -59,16 +63,28 @@ class Agent:
             TypeError: it yielded or returned something that is no answer.
             Exception: whatever the agent raised.
         """
+        async with aclosing(self.open(request, threads)) as items:
+            async for item in items:
+                for event in coerce(item):
+                    yield event
+
+    def open(self, request: AgentRequest, threads: Threads) -> AsyncGenerator[Any, None]:
+        """Run the agent; yield what it yields or returns, for `coerce`.
+
+        An async generator function's own generator is returned as it is: one in between would cost every piece.
+        """
+        if self._is_async_generator:
+            generator: AsyncGenerator[Any, None] = self.target(request)
+            return generator
+        return self._open(request, threads)
+
+    async def _open(self, request: AgentRequest, threads: Threads) -> AsyncGenerator[Any, None]:
         result: Any = None
         call: Callable[[], Any] | None = partial(self.target, request)
         if self._on_loop:
             result = self.target(request)
             while hasattr(result, "__await__"):
                 result = await result
-            if type(result) is str:
-                if result:
-                    yield result
-                return
             call = _continue(result)
         while call is not None:
             on_thread = _OnThread(threads.run(call, f"agent-{request.request_id}"))
@@ -80,20 +96,13 @@ class Agent:
                 result = await result
             call = _continue(result)
         if hasattr(result, "__aiter__"):
-            # Iterated right here: another generator in between would cost every piece.
             try:
                 async for item in result:
-                    if type(item) is str:
-                        if item:
-                            yield item
-                    else:
-                        for event in coerce(item):
-                            yield event
+                    yield item
             finally:
                 await _close(result)
         else:
-            for event in coerce(result):
-                yield event
+            yield result
 
 
 class _OnThread:
@@ -105,15 +114,14 @@ class _OnThread:
         self._batches = batches
         self.handed_over: Any = None
 
-    async def items(self) -> AsyncGenerator[str | TypedEvent, None]:
+    async def items(self) -> AsyncGenerator[Any, None]:
         async with aclosing(self._batches) as batches:
             async for batch in batches:
                 for item in batch:
                     if isinstance(item, HandedOver):
                         self.handed_over = item.value
                     else:
-                        for event in coerce(item):
-                            yield event
+                        yield item
 
 
 def _continue(result: Any) -> Callable[[], Any] | None:

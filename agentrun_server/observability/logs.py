@@ -21,7 +21,7 @@ _SECRET = re.compile(
     r"(?i)\b(?:sk|ar|pk|rk)[-_][\w-]{12,}"  # API keys
     r"|(?<![\w.-])eyJ[\w-]+\.[\w-]+\.[\w-]*"  # JSON web tokens
     r"|(\b(?:bearer|basic)\s+)[\w.~+/=-]{6,}"
-    r"|((?:api[-_]?key|(?:access|refresh|id|auth)[-_]?token|authorization|password|passwd|secret)"  # as header, in JSON,
+    r"|((?:api[-_]?key|(?:access|refresh|id|auth)[-_]?token|authorization|password|passwd|secret)"  # in headers, JSON,
     r"[\"']?\s*[=:]\s*[\"']?(?:(?:bearer|basic)\s+)?)[^\s\"',;&}]+"  # as a keyword argument, in a query
 )
 _MAX_TEXT = 64 * 1024

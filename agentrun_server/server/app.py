@@ -117,7 +117,7 @@ class AgentRunServer:
         agents = Agents(invoke_agent, model_name, strict=config.strict_models)
         chat = ChatHandler(agents, config, self._admission, threads, self._sweeper, self._new_id)
         self._agents = agents
-        self.agent_invoker = AgentInvoker(agents, threads, chat)
+        self.agent_invoker = AgentInvoker(agents, threads, chat, self._admission)
         self.probes: Mapping[str, ASGIApp] = {
             "/health": self._health,
             "/livez": self._health,
@@ -210,7 +210,8 @@ class AgentRunServer:
         method, handler = self._find(_path(scope))
         wanted = scope["method"]
         if handler is None:
-            await (inner or _unknown_url)(scope, receive, send)
+            with self.drain.guest():
+                await (inner or _unknown_url)(scope, receive, send)
         elif wanted == method or (wanted == "HEAD" and method == "GET"):
             await handler(scope, receive, send)
         else:

@@ -10,7 +10,7 @@ has not come to its end after `cancel_grace`, it is given up: its place is freed
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentrun_server.config import ServerConfig
@@ -23,9 +23,10 @@ from agentrun_server.errors import (
     ServiceUnavailableError,
 )
 from agentrun_server.observability.logs import get_logger
+from agentrun_server.protocols.json_text import dumps
 from agentrun_server.runs.run import Run, StopReason
 from agentrun_server.server.asgi import Receive, Scope, Send
-from agentrun_server.server.exchange import BODY_FOLLOWS, EXCHANGE, Exchange, answer, answer_error
+from agentrun_server.server.exchange import BODY_FOLLOWS, EXCHANGE, Exchange, answer
 
 __all__ = ["Attachment", "ClientLeftError"]
 
@@ -160,9 +161,10 @@ class Attachment:
             self.blocked_since = 0.0
 
     async def finish(self, text: str) -> None:
-        """Send the last events of a stream."""
-        await self.write(text)
-        await self._end(b"")
+        """Send the last events of a stream, and its end."""
+        if self._beat is not None:
+            await asyncio.wait([self._beat])
+        await self._end(text.encode())
 
     async def fail(self, error: APIError) -> None:
         """Tell the caller that there is no (whole) answer: by status while that is possible, else in the stream."""
@@ -170,28 +172,23 @@ class Attachment:
             await asyncio.wait([self._beat])
         if self.finished:
             return
-        self.exchange.note(error=error.code)
+        self.exchange.note({"error": error.code})
         if self.started:
             assert self.encode_error is not None, "a stream was started without an encoder"
             await self._end(self.encode_error(error).encode())
         else:
-            await self._answer(answer_error(self._send, error))
+            await self.answer(error.status_code, dumps(error.body()).encode(), error.headers)
 
-    async def answer(self, body: bytes) -> None:
+    async def answer(self, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         """Send a whole answer that is no stream."""
-        if self._beat is not None:
+        if self._beat is not None and self._beat is not asyncio.current_task():
             await asyncio.wait([self._beat])
-        if not self.finished:
-            await self._answer(answer(self._send, 200, body))
-
-    async def _answer(self, sending: Coroutine[Any, Any, None]) -> None:
-        self.started = self.finished = True
-        if self.disconnected:
-            sending.close()
+        if self.finished or self.disconnected:
             return
+        self.started = self.finished = True
         self.blocked_since = time.monotonic()
         try:
-            await sending
+            await answer(self._send, status, body, headers)
         except OSError:
             self.disconnected = True
         finally:

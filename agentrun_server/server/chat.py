@@ -145,7 +145,7 @@ class ChatHandler:
         attachment.encode_error = encoder.fail
         rest = ""
         for left in range(options.n - 1, -1, -1):
-            rest = await pump(attachment, Stepper(agent.run(request, self._threads)), encoder, rest)
+            rest = await pump(attachment, Stepper(agent.open(request, self._threads)), encoder, rest)
             rest += encoder.finish_choice(more=left > 0)
         await attachment.finish(rest + encoder.finish())
 
@@ -154,13 +154,13 @@ class ChatHandler:
     ) -> None:
         encoder = CompletionEncoder(options, self._settings, self._new_id)
         for left in range(options.n - 1, -1, -1):
-            await pump(attachment, Stepper(agent.run(request, self._threads)), encoder)
+            await pump(attachment, Stepper(agent.open(request, self._threads)), encoder)
             encoder.finish_choice(more=left > 0)
         usage = encoder.usage(partial(_prompt_tokens, request))
         text = encoder.completion(
             id=self._new_id("chatcmpl-"), created=int(time.time()), model=request.model, usage=usage
         )
-        await attachment.answer(text.encode())
+        await attachment.answer(200, text.encode())
 
     def _agent_failed(self, attachment: Attachment, cause: BaseException | str) -> APIError:
         """Log why, and return what the caller may know of it."""
@@ -191,14 +191,14 @@ class ChatHandler:
         if request is None:
             return
         request._cancel()
-        facts: dict[str, Any] = {"model": request.model, "stream": request.stream, "run": run.status.value}
+        facts: dict[str, Any] = {"model": request.model, "stream": request.stream, "run": run.status}
         if attachment.first_event:
             facts["first_event_ms"] = round((attachment.first_event - attachment.run_started) * 1000, 1)
         if run.stop_reason is not None:
-            facts["stopped"] = run.stop_reason.value
+            facts["stopped"] = run.stop_reason
         elif attachment.disconnected:
             facts["client_left"] = True  # and the run went on without it
-        attachment.exchange.note(**facts)
+        attachment.exchange.note(facts)
 
 
 def _from_agent(exc: BaseException) -> BaseException:
@@ -211,17 +211,15 @@ def _from_agent(exc: BaseException) -> BaseException:
 
 def _check_media_type(headers: Headers, max_body_bytes: int) -> None:
     """Refuse what is certainly not JSON. A form type is let pass: curl's ``-d`` sends it with JSON bodies."""
-    for name, value in headers.raw:
-        if not name.startswith(b"content-"):
-            continue
-        if name == b"content-encoding":
-            if value.strip().lower() not in (b"", b"identity"):
-                raise UnsupportedMediaTypeError("Compressed request bodies are not supported.")
-        elif name == b"content-type":
-            if value[:10].lower() == b"multipart/":
-                raise UnsupportedMediaTypeError("Expected a JSON body (content-type: application/json).")
-        elif name == b"content-length" and value.isdigit() and int(value) > max_body_bytes:
-            raise PayloadTooLargeError(f"The request body is longer than {max_body_bytes} bytes.")
+    encoding = headers.first(b"content-encoding")
+    if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+        raise UnsupportedMediaTypeError("Compressed request bodies are not supported.")
+    kind = headers.first(b"content-type")
+    if kind is not None and kind[:10].lower() == b"multipart/":
+        raise UnsupportedMediaTypeError("Expected a JSON body (content-type: application/json).")
+    length = headers.first(b"content-length")
+    if length is not None and length.isdigit() and int(length) > max_body_bytes:
+        raise PayloadTooLargeError(f"The request body is longer than {max_body_bytes} bytes.")
 
 
 def _prompt_tokens(request: AgentRequest) -> int:

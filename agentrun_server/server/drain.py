@@ -15,7 +15,8 @@ A second signal is someone's impatience: open answers end now, with the error, a
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum, auto
 from types import FrameType
 from typing import Any
@@ -62,12 +63,28 @@ class Drain:
         self._previous: dict[int, Any] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signalled = False
+        self._guests = 0
         self.state = DrainState.SERVING
 
     @property
     def serving(self) -> bool:
         """New work is welcome."""
         return self.state is DrainState.SERVING
+
+    @property
+    def should_exit(self) -> bool:
+        """Whether open answers must end now: sse-starlette looks for this name on whoever handles SIGTERM."""
+        return self.state in (DrainState.ENDING, DrainState.DRAINED)
+
+    @contextmanager
+    def guest(self) -> Iterator[None]:
+        """Have the drain wait for a request that is no run of ours, as it waits for runs."""
+        self._guests += 1
+        try:
+            yield
+        finally:
+            self._guests -= 1
+            self._ended_one()
 
     # --- the states
 
@@ -79,10 +96,12 @@ class Drain:
             logger.info("draining", extra={"open": len(self._sweeper.active)})
             self._move(DrainState.DRAINING)
             self._admission.close()
-            self._sweeper.on_empty = self._emptied
+            self._sweeper.on_empty = self._ended_one
             self._timer = asyncio.get_running_loop().call_later(self._timeout, self._end_runs)
-        if not self._sweeper.active or self.state is DrainState.DRAINED:
+        if self.state is DrainState.DRAINED:
             self._emptied()
+        else:
+            self._ended_one()
 
     def reopen(self) -> None:
         """Serve again: the app is started once more after a shutdown, as tests do. Does nothing else."""
@@ -97,6 +116,10 @@ class Drain:
             if self._timer is not None:
                 self._timer.cancel()
             self._end_runs()
+
+    def _ended_one(self) -> None:
+        if not self._sweeper.active and not self._guests and self.state in (DrainState.DRAINING, DrainState.ENDING):
+            self._emptied()
 
     def _end_runs(self) -> None:
         self._move(DrainState.ENDING)

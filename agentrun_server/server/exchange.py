@@ -13,8 +13,8 @@ from agentrun_server.server.asgi import Message, Scope, Send
 __all__ = ["EXCHANGE", "Exchange", "answer", "answer_error", "client_request_id"]
 
 BODY_FOLLOWS = "agentrun_server.body_follows"
-"""Key of a ``http.response.start`` message: the body is sent in the same turn of the event loop, so that our HTTP protocol
-can write both at once. Other servers ignore it."""
+"""Key of a ``http.response.start`` message: the body is sent in the same turn of the event loop, so that our HTTP
+protocol can write both at once. Other servers ignore it."""
 EXCHANGE = "agentrun_server.exchange"
 """Key of the ASGI scope under which the exchange is found."""
 
@@ -76,7 +76,7 @@ class Exchange:
         """Return what drops the connection at once, if the server is uvicorn, whose ``send`` is bound to it."""
         return getattr(getattr(getattr(self._send, "__self__", None), "transport", None), "abort", None)
 
-    def note(self, **facts: Any) -> None:
+    def note(self, facts: dict[str, Any]) -> None:
         """Add fields to the log line."""
         if self.facts is None:
             self.facts = facts

@@ -9,7 +9,7 @@ The ASGI side is uvicorn's to the letter: the same order of messages, the same e
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import (
@@ -77,7 +77,7 @@ class Cycle(RequestResponseCycle):
             await self.flow.drain()
         if self.disconnected:
             return
-        event = cast("dict[str, Any]", message)
+        event: Any = message
         kind = event["type"]
         if not self.response_started:
             if kind != "http.response.start":

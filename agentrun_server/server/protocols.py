@@ -11,6 +11,7 @@ from agentrun_server.config import OpenAIProtocolConfig, ServerConfig
 from agentrun_server.core.events import TypedEvent
 from agentrun_server.core.request import AgentRequest
 from agentrun_server.invoker.threads import Threads
+from agentrun_server.server.admission import Admission
 from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import ASGIApp
 
@@ -26,25 +27,34 @@ DEFAULT_PREFIXES = ("/v1", "/openai/v1", "")
 class AgentInvoker:
     """Runs the server's agents for protocols of a user's own."""
 
-    def __init__(self, agents: Agents, threads: Threads, chat: ASGIApp) -> None:
+    def __init__(self, agents: Agents, threads: Threads, chat: ASGIApp, admission: Admission) -> None:
         self.agents = agents
         self.chat = chat
         """Chat Completions as an ASGI app, for any path."""
         self._threads = threads
+        self._admission = admission
 
     async def invoke_stream(self, request: AgentRequest) -> AsyncGenerator[str | TypedEvent, None]:
         """Run the agent that `request.model` names, or the first; yield what it says, piece by piece.
 
         Close the generator (``aclosing``) to stop the agent.
+
+        Raises:
+            APIError: there is no such agent, no place for another run, or the server is shutting down.
         """
         agent = self.agents.find(request.model) if request.model else self.agents.first
+        if not self._admission.try_enter():
+            await self._admission.enter()
         events = agent.run(request, self._threads)
         try:
             async for event in events:
                 yield event
         finally:
             request._cancel()
-            await events.aclose()
+            try:
+                await events.aclose()
+            finally:
+                self._admission.leave()
 
     async def invoke(self, request: AgentRequest) -> list[str | TypedEvent]:
         """Run the agent to its end and return all it said."""

@@ -10,9 +10,10 @@
 
 import asyncio
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from agentrun_server.core.events import TypedEvent
+from agentrun_server.invoker.coerce import coerce
 from agentrun_server.runs.drive import Stepper
 from agentrun_server.server.attachment import Attachment
 
@@ -35,7 +36,7 @@ class Encoder(Protocol):
         ...
 
 
-async def pump(attachment: Attachment, steps: Stepper[str | TypedEvent], encoder: Encoder, begun: str = "") -> str:
+async def pump(attachment: Attachment, steps: Stepper[Any], encoder: Encoder, begun: str = "") -> str:
     """Run the agent to its end and send what it says, behind what has `begun`; return what has not been sent yet.
 
     Raises:
@@ -60,13 +61,13 @@ async def pump(attachment: Attachment, steps: Stepper[str | TypedEvent], encoder
                 turn = clock()
                 if not attachment.first_event:
                     attachment.first_event = turn
-                text = feed(item)
+                text = feed(item) if type(item) is str and item else _feed_all(encoder, item)
                 if text:
                     await attachment.write(text)
                 continue
             if not attachment.first_event:
                 attachment.first_event = clock()
-            text = feed(item)  # type: ignore[arg-type] # an item, since the step is not waiting
+            text = feed(item) if type(item) is str and item else _feed_all(encoder, item)
             if text:
                 parts.append(text)
                 size += len(text)
@@ -90,3 +91,13 @@ async def pump(attachment: Attachment, steps: Stepper[str | TypedEvent], encoder
     if run.stop_reason is not None:
         raise asyncio.CancelledError  # the agent took it for an ordinary end
     return "".join(parts)
+
+
+def _feed_all(encoder: Encoder, item: Any) -> str:
+    """Feed what `item` means: nothing, one event or several."""
+    written = ""
+    for event in coerce(item):
+        written += encoder.feed(event)
+        if encoder.ended:
+            break
+    return written

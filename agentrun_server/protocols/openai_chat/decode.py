@@ -11,9 +11,9 @@ from agentrun_server.errors import InvalidRequestError
 from agentrun_server.protocols.openai_chat.conversation import read_messages
 from agentrun_server.protocols.openai_chat.fields import FIELDS, invalid, missing
 
-__all__ = ["ACTIVITY_HEADER", "ChatOptions", "decode", "parse_json", "warm_up"]
+__all__ = ["ChatOptions", "decode", "parse_json", "warm_up"]
 
-ACTIVITY_HEADER = "x-agent-events"
+_ACTIVITY_HEADER = b"x-agent-events"
 """A caller names the kinds of ``x_agent`` activity it wants: ``X-Agent-Events: tools,steps``."""
 
 _OPTIONS = frozenset({"n", "stop", "stream_options", "logprobs", "functions", "x_agent"})
@@ -136,7 +136,7 @@ def _read_options(
     max_choices: int,
     activity: Iterable[str],
 ) -> ChatOptions:
-    header = headers.get(ACTIVITY_HEADER)
+    header = headers.first(_ACTIVITY_HEADER)
     if header is None and not activity and tools is tool_choice is None and _OPTIONS.isdisjoint(params):
         return _PLAIN
     n = params.get("n", 1)
@@ -148,7 +148,7 @@ def _read_options(
     if asked is not None:
         wanted |= frozenset(asked.get("include") or ())
     if header:
-        wanted |= {part.strip().lower() for part in header.split(",")}
+        wanted |= {part.strip().lower() for part in header.decode("latin-1").split(",")}
     legacy = not tools and "functions" in params
     names: Mapping[str, ToolKind] = _NO_TOOLS
     if tools:
