@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from agentrun_server.cli.target import TargetError, load_app, print_target_error
+from agentrun_server.server.serve import calm_garbage_collector
 
 __all__ = ["APP_DIR", "FACTORY", "IMPORT_STRING", "TARGET", "load"]
 
@@ -25,6 +26,7 @@ _STARTUP_FAILURE = 3
 
 def load() -> Any:
     """Return the ASGI app that the environment's TARGET leads to; exit when it leads to none."""
+    calm_garbage_collector()
     try:
         return load_app(
             os.environ.get(TARGET) or None,

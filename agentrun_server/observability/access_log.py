@@ -9,6 +9,7 @@ import asyncio
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quote
 from typing import Any, Literal, TextIO
@@ -40,12 +41,20 @@ def _quoted(text: str) -> str:
     return _quote(_clean(text))
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, str):
-        return _quoted(value)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "null" if value is None else str(value)  # a number: facts hold nothing else
+def _fields(facts: Mapping[str, Any]) -> str:
+    """Return facts, which are strings, numbers, booleans or None, as members of a JSON object."""
+    written = ""
+    for key, value in facts.items():
+        if isinstance(value, str):
+            written += f',"{key}":{_quoted(value)}'
+        elif value is True or value is False or value is None:
+            written += f',"{key}":{_LITERALS[value]}'
+        else:
+            written += f',"{key}":{value}'
+    return written
+
+
+_LITERALS: Mapping[bool | None, str] = {True: "true", False: "false", None: "null"}
 
 
 class AccessLog:
@@ -108,7 +117,7 @@ class AccessLog:
                 f"{self._stamp[11:]} {status} {seconds * 1000:8.1f} ms  {ascii(text)[1:-1]} {address}"
                 f" request_id={request_id}{ascii(more)[1:-1]}\n"
             )
-        more = "".join([f',"{key}":{_value(value)}' for key, value in facts.items()]) if facts else ""
+        more = _fields(facts) if facts else ""
         return (
             f'{{"time":"{self._stamp}.{int(now * 1000) % 1000:03d}Z","level":"info","logger":"agentrun_server.access",'
             f'"message":"request","method":"{scope["method"]}","path":{_quoted(scope["path"])},'

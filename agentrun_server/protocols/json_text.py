@@ -17,7 +17,7 @@ __all__ = ["dumps", "quote", "quote_sized"]
 _UNSAFE = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 
 _MAX_DEPTH = 64
-"""Deeper values than this are cut: no client shows them, and they would exhaust the stack."""
+"""Deeper values than this are refused: no client shows them, and they would exhaust the stack."""
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -370,7 +370,7 @@ def method_not_allowed(allowed: str) -> MethodNotAllowedError:
 def _path(scope: Scope) -> str:
     """Return the path below the point where the server is mounted."""
     path: str = scope["path"]
-    root: str = scope.get("root_path", "")
+    root: str | None = scope.get("root_path")
     return path[len(root) :] if root and path.startswith(root) else path
 
 

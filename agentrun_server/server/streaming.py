@@ -36,7 +36,10 @@ class Encoder(Protocol):
         ...
 
 
-async def pump(attachment: Attachment, steps: Stepper[Any], encoder: Encoder, begun: str = "") -> str:
+# One loop on purpose: what runs for each token is here, and a call would cost more than what it does.
+async def pump(  # noqa: C901
+    attachment: Attachment, steps: Stepper[Any], encoder: Encoder, begun: str = ""
+) -> str:
     """Run the agent to its end and send what it says, behind what has `begun`; return what has not been sent yet.
 
     Raises:
