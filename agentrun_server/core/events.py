@@ -35,6 +35,7 @@ __all__ = [
     "Step",
     "TextDelta",
     "TypedEvent",
+    "Usage",
 ]
 
 FinishReason: TypeAlias = Literal["stop", "length", "content_filter"]

@@ -12,7 +12,7 @@ import re
 from json.encoder import encode_basestring as _quote
 from typing import Any
 
-__all__ = ["dumps", "quote", "quote_sized"]
+__all__ = ["dumps", "quote"]
 
 _UNSAFE = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 
@@ -29,13 +29,6 @@ def quote(text: str) -> str:
     if text.isascii():
         return _quote(text)
     return _UNSAFE.sub(_escape, _quote(text))
-
-
-def quote_sized(text: str) -> tuple[int, str]:
-    """Return the length of `text` in bytes of UTF-8, and `text` as a JSON string."""
-    if text.isascii():
-        return len(text), _quote(text)
-    return len(text.encode("utf-8", "surrogatepass")), _UNSAFE.sub(_escape, _quote(text))
 
 
 def dumps(value: Any) -> str:

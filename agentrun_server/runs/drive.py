@@ -7,7 +7,7 @@ back while the agent waits for the next. `Stepper` takes one step at a time and 
 The generator runs in the task that steps it, so its context variables, timeouts and task groups hold.
 """
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from types import coroutine
 from typing import Any, Generic, TypeVar
 
@@ -19,10 +19,12 @@ T = TypeVar("T")
 class Stepper(Generic[T]):
     """Steps through `generator`: `begin`, and while `waiting`, `resume`."""
 
-    __slots__ = ("_generator", "_pending", "_step", "ended", "waiting")
+    __slots__ = ("_generator", "_pending", "_step", "advance", "ended", "waiting")
 
     def __init__(self, generator: AsyncGenerator[T, None]) -> None:
         self._generator = generator
+        self.advance: Callable[[], Any] = generator.__anext__
+        """Return the next step: an awaitable that brings the next item."""
         self._step: Any = None
         self._pending: Any = None
         self.waiting = False
@@ -36,13 +38,20 @@ class Stepper(Generic[T]):
         Raises:
             StopAsyncIteration: the generator has ended.
         """
-        self._step = step = self._generator.__anext__()
+        step = self.advance()
         try:
-            self._pending = step.send(None)
+            pending = step.send(None)
         except StopIteration as ready:
             return ready.value  # type: ignore[no-any-return]
-        self.waiting = True
+        self.hold(step, pending)
         return None
+
+    def hold(self, step: Any, pending: Any) -> None:
+        """Keep a step that has to wait for `pending`.
+
+        For a loop that has no time for the call of `begin`: it calls `advance` and sends into the step itself.
+        """
+        self._step, self._pending, self.waiting = step, pending, True
 
     @coroutine
     def resume(self) -> Generator[Any, Any, T]:

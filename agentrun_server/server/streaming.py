@@ -46,14 +46,19 @@ async def pump(  # noqa: C901
         asyncio.CancelledError: the run was stopped, whatever the agent made of its cancellation.
         Exception: what the agent or the encoder raised. The agent is closed by then.
     """
-    feed, begin, clock, run = encoder.feed, steps.begin, time.monotonic, attachment.run
+    feed, advance, clock, run = encoder.feed, steps.advance, time.monotonic, attachment.run
     parts = [begun] if begun else []
     size = len(begun)
     turn = attachment.last_write  # when the event loop last had one
     try:
         while not encoder.ended:
-            item = begin()
-            if steps.waiting:
+            step = advance()
+            try:
+                pending = step.send(None)
+            except StopIteration as ready:
+                item = ready.value
+            else:
+                steps.hold(step, pending)
                 if parts:
                     await attachment.write("".join(parts))
                     parts, size = [], 0
@@ -68,13 +73,14 @@ async def pump(  # noqa: C901
                 if text:
                     await attachment.write(text)
                 continue
-            if not attachment.first_event:
-                attachment.first_event = clock()
             text = feed(item) if type(item) is str and item else _feed_all(encoder, item)
             if text:
                 parts.append(text)
                 size += len(text)
-            if size >= _MAX_BATCH or clock() - turn > _MAX_DELAY:
+            now = clock()
+            if not attachment.first_event:
+                attachment.first_event = now
+            if size >= _MAX_BATCH or now - turn > _MAX_DELAY:
                 if parts:
                     await attachment.write("".join(parts))
                     parts, size = [], 0

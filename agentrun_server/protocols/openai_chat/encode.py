@@ -12,7 +12,7 @@ from agentrun_server.core.events import Addition, TypedEvent
 from agentrun_server.core.grammar import CallPiece
 from agentrun_server.core.usage import Usage, utf8_size
 from agentrun_server.errors import APIError
-from agentrun_server.protocols.json_text import dumps, quote, quote_sized
+from agentrun_server.protocols.json_text import dumps, quote
 from agentrun_server.protocols.openai_chat.decode import ChatOptions
 from agentrun_server.protocols.openai_chat.turn import OWN_KEYS, ChatSettings, Turn
 
@@ -62,11 +62,11 @@ class ChunkEncoder(Turn):
         """Take the next item; return the chunks it becomes."""
         # The path of almost every token: plain text in an answer that is text already.
         if type(item) is str and self._plain:
-            size, quoted = quote_sized(item)
-            total = self.text_bytes + size
-            if size <= _MAX_PIECE and total <= self._settings.max_output_bytes:
-                self.text_bytes = total
-                return f"{self._text_head}{quoted}{self._text_tail}"
+            size = len(item) if item.isascii() else utf8_size(item)
+            self.text_bytes = total = self.text_bytes + size
+            if size <= _MAX_PIECE and total <= self._max_bytes:
+                return f"{self._text_head}{quote(item)}{self._text_tail}"
+            self.text_bytes = total - size
         return super().feed(item)
 
     def finish_choice(self, *, more: bool = False) -> str:
@@ -192,7 +192,7 @@ class CompletionEncoder(Turn):
         """Take the next item; nothing is written before the end."""
         if type(item) is str and self._plain:
             total = self.text_bytes + utf8_size(item)
-            if total <= self._settings.max_output_bytes:
+            if total <= self._max_bytes:
                 self.text_bytes = total
                 self._texts.append(item)
                 return ""

@@ -94,6 +94,7 @@ class Turn:
         "_annotations",
         "_calls",
         "_grammar",
+        "_max_bytes",
         "_new_id",
         "_options",
         "_plain",
@@ -110,6 +111,7 @@ class Turn:
     def __init__(self, options: ChatOptions, settings: ChatSettings, new_id: Callable[[str], str]) -> None:
         self._options = options
         self._settings = settings
+        self._max_bytes = settings.max_output_bytes
         self._new_id = new_id
         self._seq = 0
         self._activity: list[dict[str, Any]] = []
@@ -241,7 +243,7 @@ class Turn:
     def _within_limit(self, text: str) -> str:
         if not text:
             return ""
-        room = max(0, self._settings.max_output_bytes - self.text_bytes)
+        room = max(0, self._max_bytes - self.text_bytes)
         if utf8_size(text) <= room:
             return text
         self._cut()
@@ -255,7 +257,7 @@ class Turn:
         if not text and event.addition is None:
             return ""
         self.reasoning_bytes += utf8_size(text)
-        if self.reasoning_bytes > self._settings.max_output_bytes:
+        if self.reasoning_bytes > self._max_bytes:
             self._cut()
             return ""
         return self._write_reasoning(text, event.addition)
@@ -295,7 +297,7 @@ class Turn:
             self.text_bytes += utf8_size(piece.arguments)
             written += self._write_call(piece, addition)
             addition = None
-        if self.text_bytes > self._settings.max_output_bytes:
+        if self.text_bytes > self._max_bytes:
             self._cut()
         return written
 
