@@ -136,6 +136,8 @@ class ServerConfig:
     """Which key carries reasoning text in Chat Completions."""
     agent_events: Sequence[str] = _setting("agent_events", _list, ())
     """Kinds of ``x_agent`` activity sent to every caller: tools, steps, progress, io. A request can ask for more."""
+    offered_agent_events: Sequence[str] = _setting("offered_agent_events", _list, ("tools", "steps", "progress", "io"))
+    """Kinds a request can ask for. ``io`` shows what the agent's own tools are given and return."""
     human_input_tool: str = _setting("human_input_tool", str, "request_human_input")
     """Name of the client tool that a HITL event calls, when the client declares such a tool."""
     strict_fields: bool = _setting("strict_fields", _bool, False)
@@ -198,6 +200,7 @@ class ServerConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ConfigurationError(f"{name} must be a finite number, not negative")
-        unknown = set(self.agent_events) - {"tools", "steps", "progress", "io"}
-        if unknown:
-            raise ConfigurationError(f"agent_events knows tools, steps, progress and io, not {sorted(unknown)}")
+        for name in ("agent_events", "offered_agent_events"):
+            unknown = set(getattr(self, name)) - {"tools", "steps", "progress", "io"}
+            if unknown:
+                raise ConfigurationError(f"{name} knows tools, steps, progress and io, not {sorted(unknown)}")

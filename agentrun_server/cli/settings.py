@@ -292,6 +292,7 @@ _DESCRIPTIONS: Mapping[str, tuple[str, str, str]] = {
         "SECONDS",
     ),
     "reasoning_field": (_MODELS, "Key that carries reasoning text.", ""),
+    "offered_agent_events": (_MODELS, "Activity a request may ask for, joined by commas.", "KINDS"),
     "agent_events": (
         _MODELS, "Activity sent to every caller, joined by commas: tools, steps, progress, io.",
         "KINDS",

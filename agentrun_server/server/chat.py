@@ -112,6 +112,7 @@ class ChatHandler:
             max_choices=config.max_choices,
             strict_fields=config.strict_fields,
             activity=config.agent_events,
+            offered=config.offered_agent_events,
         )
         agent = self._agents.find(request.model)
         request.request_id = attachment.exchange.request_id

@@ -1,11 +1,13 @@
-"""Time that a test moves by hand, and waits that end."""
+"""Time that passes when a test says so, and waits that end."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-__all__ = ["LIMIT", "ManualClock", "eventually", "within"]
+from agentrun_server import AgentRunServer
+
+__all__ = ["LIMIT", "after", "eventually", "within"]
 
 T = TypeVar("T")
 
@@ -13,18 +15,14 @@ LIMIT = 5.0
 """Longest wait in a test, in seconds: what is waited for comes in milliseconds, or never."""
 
 
-class ManualClock:
-    """The clock of a `Sweeper`: the real one, and what a test has added to it."""
-
-    def __init__(self) -> None:
-        self._added = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self._added
-
-    def advance(self, seconds: float) -> None:
-        """Let `seconds` pass at once."""
-        self._added += seconds
+def after(server: AgentRunServer, seconds: float) -> None:
+    """Let `server` look at its open requests as it will when `seconds` have passed, without waiting for it."""
+    sweeper = server._sweeper
+    clock, sweeper.clock = sweeper.clock, lambda: time.monotonic() + seconds
+    try:
+        sweeper.tick()
+    finally:
+        sweeper.clock = clock
 
 
 async def within(awaitable: Awaitable[T], limit: float = LIMIT) -> T:

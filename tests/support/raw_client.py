@@ -72,7 +72,11 @@ class RawClient:
         """The head of the last answer that `event` or `head` has read."""
 
     async def __aenter__(self) -> Self:
-        await within(asyncio.get_running_loop().sock_connect(self._socket, self._address))
+        try:
+            await within(asyncio.get_running_loop().sock_connect(self._socket, self._address))
+        except BaseException:
+            self._socket.close()
+            raise
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self
 

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from agentrun_server import AgentRunServer
 from agentrun_server.server.asgi import ASGIApp
 from agentrun_server.server.attachment import Attachment
 from agentrun_server.server.http_protocol import GuardedHttpToolsProtocol
-from tests.support.clock import ManualClock, eventually, within
+from tests.support.clock import eventually, within
 from tests.support.raw_client import Headers, RawClient, Response, chat_body
 
-__all__ = ["REPOSITORY", "Served", "ServerProcess", "owned", "serve", "serve_process", "the_request", "with_manual_clock"]
+__all__ = ["REPOSITORY", "Served", "ServerProcess", "owned", "serve", "serve_process", "the_request"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -117,13 +117,6 @@ async def _stop(server: uvicorn.Server) -> None:
         await within(server.lifespan.shutdown())
 
 
-def with_manual_clock(server: AgentRunServer) -> ManualClock:
-    """Give `server` a clock that only the test moves: call ``server._sweeper.tick()`` after `advance`."""
-    clock = ManualClock()
-    server._sweeper.clock = clock
-    return clock
-
-
 def the_request(server: AgentRunServer) -> Attachment:
     """Return the one request that is open; an `AssertionError` otherwise, so that it can be waited for."""
     assert len(server._sweeper.active) == 1, f"{len(server._sweeper.active)} requests are open"
@@ -154,6 +147,16 @@ class ServerProcess:
         found = re.search(pattern, self.log)
         assert found is not None
         return found
+
+    async def listening(self, limit: float = 20.0) -> None:
+        """Wait until it takes connections. With workers, its log says so before one of them does."""
+        async with asyncio.timeout(limit):
+            while True:
+                try:
+                    async with self.client():
+                        return
+                except ConnectionRefusedError:
+                    await asyncio.sleep(0.01)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
@@ -192,14 +195,15 @@ async def serve_process(
         env={**os.environ, "PYTHONPATH": paths, **(env or {})},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,  # a group of its own: workers must not outlive the one that started them
     )
     running = ServerProcess(process)
     try:
         running.port = int((await running.logged(r"running on http://127\.0\.0\.1:(\d+)"))[1])
-        await running.logged(r"startup complete")
+        await running.listening()
         yield running
     finally:
-        if process.returncode is None:
-            process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         await within(process.wait())
         await within(running._reader)

@@ -1,6 +1,6 @@
 """Reading a Chat Completions request."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,7 @@ def decode(
     max_choices: int = 8,
     strict_fields: bool = False,
     activity: Iterable[str] = (),
+    offered: Collection[str] = ("tools", "steps", "progress", "io"),
 ) -> tuple[AgentRequest, ChatOptions]:
     """Turn a parsed body into the agent's request and the options of the answer. `body` is used up.
 
@@ -104,7 +105,7 @@ def decode(
     pop = params.pop
     messages = read_messages(pop("messages"), max_messages=max_messages)
     tools, tool_choice = pop("tools", None), pop("tool_choice", None)
-    options = _read_options(params, tools, tool_choice, headers, max_choices, activity)
+    options = _read_options(params, tools, tool_choice, headers, max_choices, activity, offered)
     if tools:
         tools = [Tool(tool) for tool in tools]
     elif options.legacy_functions:
@@ -135,6 +136,7 @@ def _read_options(
     headers: Headers,
     max_choices: int,
     activity: Iterable[str],
+    offered: Collection[str],
 ) -> ChatOptions:
     header = headers.first(_ACTIVITY_HEADER)
     if header is None and not activity and tools is tool_choice is None and _OPTIONS.isdisjoint(params):
@@ -143,12 +145,10 @@ def _read_options(
     if n > max_choices:
         invalid("n", f"this server answers with at most {max_choices} choices.", "integer_above_max_value")
     stream_options = params.get("stream_options") or {}
-    wanted = frozenset(activity)
-    asked = params.pop("x_agent", None)
-    if asked is not None:
-        wanted |= frozenset(asked.get("include") or ())
+    asked = set((params.pop("x_agent", None) or {}).get("include") or ())
     if header:
-        wanted |= {part.strip().lower() for part in header.decode("latin-1").split(",")}
+        asked.update(part.strip().lower() for part in header.decode("latin-1").split(","))
+    wanted = frozenset(activity) | asked.intersection(offered)
     legacy = not tools and "functions" in params
     names: Mapping[str, ToolKind] = _NO_TOOLS
     if tools:
