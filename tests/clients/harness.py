@@ -1,0 +1,162 @@
+"""Starts the server as a user would, and runs a client's driver in the client's own environment."""
+
+import json
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from scripts import client_envs
+from tests.clients.expected import Client
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+START_LIMIT = 60.0
+STOP_LIMIT = 20.0
+DRIVER_LIMIT = 240.0
+"""Seconds for a client's whole set of scenarios; each is limited on its own as well."""
+
+APP = "tests.clients.agents_app:server"
+SETTINGS = {"AGENTRUN_RESPONSE_HOLD": "0.5", "AGENTRUN_HEARTBEAT_INTERVAL": "0.1"}
+"""Short, so that an agent need not be silent for long before clients get to see heartbeats."""
+
+COMMANDS: Mapping[str, list[str]] = {
+    "uvicorn": ["-m", "uvicorn", APP, "--host", "127.0.0.1", "--port", "0"],
+    "cli": ["-m", "agentrun_server", "run", APP, "--host", "127.0.0.1", "--port", "0"],
+}
+
+
+@dataclass
+class Server:
+    """A running server and what it wrote so far."""
+
+    url: str
+    log: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def running_server(kind: str) -> Iterator[Server]:
+    """Run the server of `COMMANDS` on a port of the system's choice until the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, *COMMANDS[kind]],
+        cwd=ROOT,
+        env={**_environment(), **SETTINGS, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "middleware")])},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
+    assert process.stdout is not None
+    log: list[str] = []
+    ports: queue.Queue[int | None] = queue.Queue()
+    reader = threading.Thread(target=_read_log, args=(process.stdout, log, ports), name=f"log of {kind}")
+    reader.start()
+    try:
+        try:
+            port = ports.get(timeout=START_LIMIT)
+        except queue.Empty:
+            port = None
+        if port is None:
+            raise RuntimeError(f"the server did not start:\n{''.join(log)}")
+        yield Server(f"http://127.0.0.1:{port}/v1", log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_LIMIT)
+            raise
+        finally:
+            reader.join(STOP_LIMIT)
+            process.stdout.close()
+
+
+def _read_log(output: IO[str], log: list[str], ports: "queue.Queue[int | None]") -> None:
+    """Keep reading, so that the server never waits for us; tell the port, or that there will be none."""
+    for line in output:
+        log.append(line)
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        if found:
+            ports.put(int(found[1]))
+    ports.put(None)
+
+
+@dataclass
+class Report:
+    """What a driver printed: for each scenario its result, or the traceback of its crash."""
+
+    results: dict[str, Any] = field(default_factory=dict)
+    crashes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def scenarios(self) -> set[str]:
+        """Names of the scenarios the driver played."""
+        return self.results.keys() | self.crashes.keys()
+
+
+def run_driver(client: Client, url: str) -> Report:
+    """Run every scenario of `client` against the server at `url`; the environment is made if need be."""
+    done = subprocess.run(
+        [*_command(client), url, *client.arguments],
+        cwd=HERE,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=DRIVER_LIMIT,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{client.driver} ended with {done.returncode}:\n{done.stderr[-8000:]}")
+    report = Report()
+    for line in done.stdout.rstrip("\n").split("\n"):  # answers hold other line separators
+        entry = json.loads(line)
+        if "crash" in entry:
+            report.crashes[entry["scenario"]] = entry["crash"]
+        else:
+            report.results[entry["scenario"]] = entry.get("result")
+    return report
+
+
+def _command(client: Client) -> list[str]:
+    if client.environment == client_envs.NODE:
+        node = client_envs.node_environment()
+        return [str(node.executable), str(_staged(node.directory) / client.driver)]
+    interpreter = client_envs.python_environment(client.environment)
+    return [str(interpreter), str(HERE / "drivers" / client.driver)]
+
+
+def _staged(environment: Path) -> Path:
+    """Copy the scripts beside `node_modules`: an ES module looks for packages from where it lies."""
+    directory = environment / "drivers"
+    directory.mkdir(exist_ok=True)
+    for source in (HERE / "node").glob("*.mjs"):
+        fresh = directory / f".{source.name}.{os.getpid()}.{threading.get_ident()}"
+        shutil.copy(source, fresh)
+        fresh.replace(directory / source.name)  # at once, for someone else may be reading it
+    return directory
+
+
+def _environment() -> dict[str, str]:
+    """Return a small environment: no keys, no proxies, nothing that a developer's shell happens to hold."""
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
+    return {
+        **{name: os.environ[name] for name in kept if name in os.environ},
+        "PYTHONUTF8": "1",
+        "NO_PROXY": "*",
+        "no_proxy": "*",
+        # These libraries would call home.
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "OPENAI_AGENTS_DISABLE_TRACING": "1",
+        "LANGSMITH_TRACING": "false",
+        "DO_NOT_TRACK": "1",
+    }
