@@ -103,7 +103,8 @@ class TextFormatter(logging.Formatter):
         fields = "".join(f" {key}={value}" for key, value in _fields(record).items())
         line = f"{stamp} {record.levelname:<7} {_printable(redact(record.getMessage()))}{_printable(fields)}"
         if record.exc_text or record.exc_info:
-            line += "\n" + (record.exc_text or redact(self.formatException(record.exc_info or sys.exc_info())))
+            text = record.exc_text or redact(self.formatException(record.exc_info or sys.exc_info()))
+            line += "".join(f"\n{_printable(part)}" for part in text.split("\n"))
         return line
 
 

@@ -25,7 +25,7 @@ from agentrun_server.errors import (
 from agentrun_server.observability.logs import get_logger
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.runs.run import Run, StopReason
-from agentrun_server.server.asgi import Receive, Scope, Send
+from agentrun_server.server.asgi import Message, Receive, Scope, Send
 from agentrun_server.server.exchange import BODY_FOLLOWS, EXCHANGE, Exchange, answer
 
 __all__ = ["Attachment", "ClientLeftError"]
@@ -40,6 +40,7 @@ _STREAM_HEAD = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
+_SLICE = 64 * 1024
 _LAST_WORDS_TIMEOUT = 1.0
 _MIN_BODY_RATE = 8192  # bytes a second; a slower body is a trickle meant to hold the connection
 
@@ -188,11 +189,21 @@ class Attachment:
         self.started = self.finished = True
         self.blocked_since = time.monotonic()
         try:
-            await answer(self._send, status, body, headers)
+            await answer(self._send if len(body) <= _SLICE else self._send_in_slices, status, body, headers)
         except OSError:
             self.disconnected = True
         finally:
             self.blocked_since = 0.0
+
+    async def _send_in_slices(self, message: Message) -> None:
+        """Send a large answer bit by bit: handed over at once it would lie in memory until the client cared to read."""
+        body: bytes = message.get("body", b"")
+        for start in range(0, len(body), _SLICE):
+            piece = body[start : start + _SLICE]
+            self.blocked_since = time.monotonic()
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        self.blocked_since = time.monotonic()
+        await self._send({**message, "body": b""} if body else message)
 
     async def _end(self, body: bytes) -> None:
         if not self.finished:

@@ -22,7 +22,6 @@ from agentrun_server.observability.logs import get_logger
 from agentrun_server.protocols.openai_chat.decode import ChatOptions, decode, parse_json
 from agentrun_server.protocols.openai_chat.encode import ChunkEncoder, CompletionEncoder
 from agentrun_server.protocols.openai_chat.turn import ChatSettings
-from agentrun_server.runs.drive import Stepper
 from agentrun_server.runs.run import RunStatus, StopReason
 from agentrun_server.server.admission import Admission
 from agentrun_server.server.agents import Agents
@@ -146,7 +145,7 @@ class ChatHandler:
         attachment.encode_error = encoder.fail
         rest = ""
         for left in range(options.n - 1, -1, -1):
-            rest = await pump(attachment, Stepper(agent.open(request, self._threads)), encoder, rest)
+            rest = await pump(attachment, agent.open(request, self._threads), encoder, rest)
             rest += encoder.finish_choice(more=left > 0)
         await attachment.finish(rest + encoder.finish())
 
@@ -155,7 +154,7 @@ class ChatHandler:
     ) -> None:
         encoder = CompletionEncoder(options, self._settings, self._new_id)
         for left in range(options.n - 1, -1, -1):
-            await pump(attachment, Stepper(agent.open(request, self._threads)), encoder)
+            await pump(attachment, agent.open(request, self._threads), encoder)
             encoder.finish_choice(more=left > 0)
         usage = encoder.usage(partial(_prompt_tokens, request))
         text = encoder.completion(

@@ -10,11 +10,12 @@
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Protocol
 
 from agentrun_server.core.events import TypedEvent
 from agentrun_server.invoker.coerce import coerce
-from agentrun_server.runs.drive import Stepper
+from agentrun_server.runs.drive import drive
 from agentrun_server.server.attachment import Attachment
 
 __all__ = ["Encoder", "pump"]
@@ -36,70 +37,91 @@ class Encoder(Protocol):
         ...
 
 
-# One loop on purpose: what runs for each token is here, and a call would cost more than what it does.
-async def pump(  # noqa: C901
-    attachment: Attachment, steps: Stepper[Any], encoder: Encoder, begun: str = ""
-) -> str:
+async def pump(attachment: Attachment, source: AsyncGenerator[Any, None], encoder: Encoder, begun: str = "") -> str:
     """Run the agent to its end and send what it says, behind what has `begun`; return what has not been sent yet.
 
     Raises:
         asyncio.CancelledError: the run was stopped, whatever the agent made of its cancellation.
         Exception: what the agent or the encoder raised. The agent is closed by then.
     """
-    feed, advance, clock, run = encoder.feed, steps.advance, time.monotonic, attachment.run
-    parts = [begun] if begun else []
-    size = len(begun)
-    turn = attachment.last_write  # when the event loop last had one
-    try:
-        while not encoder.ended:
-            step = advance()
-            try:
-                pending = step.send(None)
-            except StopIteration as ready:
-                item = ready.value
-            else:
-                steps.hold(step, pending)
-                if parts:
-                    await attachment.write("".join(parts))
-                    parts, size = [], 0
-                attachment.watch()
-                item = await steps.resume()
-                if run.stop_reason is not None:
-                    break
-                turn = clock()
-                if not attachment.first_event:
-                    attachment.first_event = turn
-                text = feed(item) if type(item) is str and item else _feed_all(encoder, item)
-                if text:
-                    await attachment.write(text)
-                continue
+    pumping = _Pump(attachment, encoder, begun)
+    await drive(pumping.run(source), pumping.before_wait)
+    return "".join(pumping.parts)
+
+
+class _Pump:
+    """One run of an agent: what it has said and has not been sent (`parts`), and whether it had to wait (`waited`)."""
+
+    __slots__ = ("attachment", "encoder", "parts", "waited")
+
+    def __init__(self, attachment: Attachment, encoder: Encoder, begun: str) -> None:
+        self.attachment = attachment
+        self.encoder = encoder
+        self.parts = [begun] if begun else []
+        self.waited = False
+
+    def before_wait(self) -> Coroutine[Any, Any, None] | None:
+        """Send what is there before the agent waits, and watch the client from now on."""
+        self.waited = True
+        self.attachment.watch()
+        return self._flush() if self.parts else None
+
+    def _flush(self) -> Coroutine[Any, Any, None]:
+        text = "".join(self.parts)
+        self.parts.clear()
+        return self.attachment.write(text)
+
+    async def run(self, source: AsyncGenerator[Any, None]) -> None:
+        """Feed the encoder until the agent or the answer has ended, then close the agent."""
+        try:
+            await self._feed(source)
+        except Exception:
+            # What the agent said before it failed is the client's: the error follows it in the stream.
+            if self.parts:
+                await self._flush()
+            raise
+        finally:
+            await _close(source)
+        if self.attachment.run.stop_reason is not None:
+            raise asyncio.CancelledError  # the agent took it for an ordinary end
+
+    # What runs for each token is in this loop; a call would cost more than what it does.
+    async def _feed(self, source: AsyncGenerator[Any, None]) -> None:
+        attachment, encoder, parts = self.attachment, self.encoder, self.parts
+        feed, clock = encoder.feed, time.monotonic
+        size = 0
+        turn = attachment.last_write  # when the event loop last had one
+        async for item in source:
             text = feed(item) if type(item) is str and item else _feed_all(encoder, item)
             if text:
                 parts.append(text)
                 size += len(text)
             now = clock()
+            if self.waited or size >= _MAX_BATCH or now - turn > _MAX_DELAY:
+                if attachment.run.stop_reason is not None:
+                    return
+                if parts:
+                    await self._flush()
+                if not self.waited:
+                    attachment.watch()
+                    await asyncio.sleep(0)
+                    now = clock()
+                self.waited = False
+                turn, size = now, 0
             if not attachment.first_event:
                 attachment.first_event = now
-            if size >= _MAX_BATCH or now - turn > _MAX_DELAY:
-                if parts:
-                    await attachment.write("".join(parts))
-                    parts, size = [], 0
-                attachment.watch()
-                await asyncio.sleep(0)
-                turn = clock()
-    except StopAsyncIteration:
-        steps.ended = True
-    except Exception:
-        # What the agent said before it failed is the client's: the error follows it in the stream.
-        if parts:
-            await attachment.write("".join(parts))
-        raise
-    finally:
-        if not steps.ended:
-            await steps.close(asyncio.CancelledError())
-    if run.stop_reason is not None:
-        raise asyncio.CancelledError  # the agent took it for an ordinary end
-    return "".join(parts)
+            if encoder.ended:
+                return
+
+
+async def _close(source: AsyncGenerator[Any, None]) -> None:
+    try:
+        await source.aclose()
+    except BaseExceptionGroup as group:
+        # A task group around a `yield` puts the request to close into a group, with what else it has to say.
+        _, errors = group.split(GeneratorExit)
+        if errors is not None:
+            raise errors from None
 
 
 def _feed_all(encoder: Encoder, item: Any) -> str:

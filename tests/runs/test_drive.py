@@ -1,306 +1,159 @@
-"""Driving an async generator by hand: what is ready, what has to be waited for, and how it ends."""
+"""Tests of `agentrun_server.runs.drive`: it tells of every wait, and changes nothing else."""
 
 import asyncio
 import contextvars
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
 import pytest
 
-from agentrun_server.runs.drive import Stepper
-from tests.support.clock import within
-
-variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="")
+from agentrun_server.runs.drive import drive
 
 
-async def ready(*items: Any) -> AsyncGenerator[Any, None]:
-    for item in items:
-        yield item
+class Waits:
+    """Counts the waits; `meanwhile` is awaited before each."""
+
+    def __init__(self, meanwhile: Any = None) -> None:
+        self.count = 0
+        self._meanwhile = meanwhile
+
+    def __call__(self) -> Coroutine[Any, Any, None] | None:
+        self.count += 1
+        return self._meanwhile() if self._meanwhile is not None else None
 
 
-class Scene:
-    """A generator that waits for `gate` before each item, and notes what happens to it."""
+async def test_a_coroutine_that_never_waits_is_run_without_a_word() -> None:
+    async def ready() -> AsyncGenerator[int, None]:
+        for number in range(100):
+            yield number
 
-    def __init__(self, items: str = "ab", *, cleanup: int = 0) -> None:
-        self.items = items
-        self.cleanup = cleanup
-        self.gate = asyncio.Event()
-        self.notes: list[str] = []
-        self.tasks: list[Any] = []
+    async def total() -> int:
+        return sum([number async for number in ready()])
 
-    async def generator(self) -> AsyncGenerator[str, None]:
-        try:
-            for item in self.items:
-                self.tasks.append(asyncio.current_task())
-                await self.gate.wait()
-                self.gate.clear()
-                yield item
-        except BaseException as exc:
-            self.notes.append(type(exc).__name__)
-            raise
-        finally:
-            for _ in range(self.cleanup):
-                await asyncio.sleep(0)
-            self.tasks.append(asyncio.current_task())
-            self.notes.append("ended")
+    waits = Waits()
+    assert await drive(total(), waits) == 4950
+    assert waits.count == 0
 
 
-class TestSteps:
-    async def test_an_item_that_is_ready_comes_without_waiting(self) -> None:
-        steps = Stepper(ready("a", "b"))
-        assert (steps.begin(), steps.waiting) == ("a", False)
-        assert (steps.begin(), steps.waiting) == ("b", False)
-        with pytest.raises(StopAsyncIteration):
-            steps.begin()
-        assert not steps.waiting
+async def test_every_wait_is_told_before_it_begins() -> None:
+    seen: list[str] = []
 
-    async def test_an_item_that_has_to_be_waited_for_says_so(self) -> None:
-        scene = Scene()
-        steps = Stepper(scene.generator())
-        assert steps.begin() is None
-        assert steps.waiting
-        scene.gate.set()
-        assert await within(steps.resume()) == "a"
-        assert not steps.waiting
-
-    async def test_none_is_an_item_too(self) -> None:
-        steps = Stepper(ready(None))
-        assert steps.begin() is None
-        assert not steps.waiting
-
-    async def test_a_step_may_wait_many_times_for_one_item(self) -> None:
-        async def generator() -> AsyncGenerator[str, None]:
-            for _ in range(5):
-                await asyncio.sleep(0)
-            yield "a"
-
-        steps = Stepper(generator())
-        steps.begin()
-        assert steps.waiting
-        assert await within(steps.resume()) == "a"
-
-    async def test_a_mix_of_both_keeps_the_order(self) -> None:
-        async def generator() -> AsyncGenerator[int, None]:
-            for i in range(20):
-                if i % 3 == 0:
-                    await asyncio.sleep(0)
-                yield i
-
-        steps, seen, waits = Stepper(generator()), [], 0
-        while True:
-            try:
-                item = steps.begin()
-                if steps.waiting:
-                    waits += 1
-                    item = await within(steps.resume())
-            except StopAsyncIteration:
-                break
-            seen.append(item)
-        assert seen == list(range(20))
-        assert waits == 7
-
-    async def test_the_end_may_have_to_be_waited_for(self) -> None:
-        async def generator() -> AsyncGenerator[str, None]:
-            yield "a"
+    async def running() -> str:
+        for name in ("first", "second"):
+            seen.append(f"before {name}")
             await asyncio.sleep(0)
+            seen.append(f"after {name}")
+        return "done"
 
-        steps = Stepper(generator())
-        steps.begin()
-        steps.begin()
-        assert steps.waiting
-        with pytest.raises(StopAsyncIteration):
-            await within(steps.resume())
-        assert not steps.waiting
+    def before_wait() -> None:
+        seen.append("waits")
 
-    @pytest.mark.parametrize("waits", [False, True])
-    async def test_an_error_comes_out_of_the_step(self, waits: bool) -> None:
-        async def generator() -> AsyncGenerator[str, None]:
-            if waits:
-                await asyncio.sleep(0)
-            raise ValueError("no")
-            yield ""
-
-        steps = Stepper(generator())
-        with pytest.raises(ValueError, match="no"):  # noqa: PT012 - either step may raise it
-            steps.begin()
-            await within(steps.resume())
-        assert not steps.waiting
-
-    async def test_everything_runs_in_the_task_that_steps_and_in_its_context(self) -> None:
-        async def generator() -> AsyncGenerator[tuple[str, Any], None]:
-            for i in range(3):
-                variable.set(f"step {i}")
-                await asyncio.sleep(0)
-                yield variable.get(), asyncio.current_task()
-
-        steps = Stepper(generator())
-        for i in range(3):
-            steps.begin()
-            seen = await within(steps.resume())
-            assert seen == (f"step {i}", asyncio.current_task())
-            assert variable.get() == f"step {i}"
-
-    async def test_timeouts_and_task_groups_hold_over_many_steps(self) -> None:
-        async def generator() -> AsyncGenerator[str, None]:
-            async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-                for letter in "ab":
-                    yield await group.create_task(asyncio.sleep(0, letter))
-
-        steps, seen = Stepper(generator()), []
-        for _ in range(2):
-            steps.begin()
-            seen.append(await within(steps.resume()))
-        assert seen == ["a", "b"]
-        await within(steps.close(asyncio.CancelledError()))
-
-    async def test_a_timeout_inside_the_generator_fires_while_it_waits(self) -> None:
-        async def generator() -> AsyncGenerator[str, None]:
-            try:
-                async with asyncio.timeout(0.001):
-                    await asyncio.Event().wait()
-            except TimeoutError:
-                yield "timed out"
-
-        steps = Stepper(generator())
-        steps.begin()
-        assert await within(steps.resume()) == "timed out"
+    assert await drive(running(), before_wait) == "done"
+    assert seen == ["before first", "waits", "after first", "before second", "waits", "after second"]
 
 
-class TestCancellation:
-    async def test_cancelling_the_task_cancels_the_generator_where_it_waits(self) -> None:
-        scene = Scene(cleanup=3)
-        steps = Stepper(scene.generator())
+async def test_what_before_wait_returns_is_awaited_while_the_wait_goes_on() -> None:
+    order: list[str] = []
+    arrived = asyncio.get_running_loop().create_future()
 
-        async def drive() -> None:
-            steps.begin()
-            await steps.resume()
+    async def running() -> str:
+        return await arrived  # type: ignore[no-any-return] # a future without a type
 
-        task = asyncio.create_task(drive())
+    async def meanwhile() -> None:
+        order.append("meanwhile begins")
+        arrived.set_result("item")  # what the coroutine waits for comes while this is still at work
         await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await within(task)
-        assert scene.notes == ["CancelledError", "ended"]
-        assert set(scene.tasks) == {task}
-        assert not steps.waiting
+        order.append("meanwhile ends")
 
-    async def test_a_generator_that_swallows_the_cancellation_may_go_on(self) -> None:
-        async def generator() -> AsyncGenerator[str, None]:
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                yield "goes on"
+    assert await drive(running(), Waits(meanwhile)) == "item"
+    assert order == ["meanwhile begins", "meanwhile ends"]
 
-        steps = Stepper(generator())
 
-        async def drive() -> Any:
-            steps.begin()
-            return await steps.resume()
-
-        task = asyncio.create_task(drive())
+async def test_an_exception_comes_out_as_it_is() -> None:
+    async def running() -> None:
         await asyncio.sleep(0)
-        task.cancel()
-        assert await within(task) == "goes on"
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        await drive(running(), Waits())
 
 
-class TestClosing:
-    async def test_a_generator_that_stands_at_a_yield_is_closed_there(self) -> None:
-        scene = Scene(cleanup=3)
-        scene.gate.set()
-        steps = Stepper(scene.generator())
-        assert steps.begin() == "a"
-        await within(steps.close(asyncio.CancelledError()))
-        assert scene.notes == ["GeneratorExit", "ended"]
+async def test_a_cancellation_is_raised_where_the_coroutine_waits_and_its_clean_up_may_wait_too() -> None:
+    waiting, seen = asyncio.Event(), list[str]()
 
-    async def test_a_generator_that_waits_is_told_why_and_cleans_up(self) -> None:
-        scene = Scene(cleanup=3)
-        steps = Stepper(scene.generator())
-        steps.begin()
-        await within(steps.close(asyncio.CancelledError()))
-        assert scene.notes == ["CancelledError", "ended"]
-        assert set(scene.tasks) == {asyncio.current_task()}
-        assert not steps.waiting
+    async def running() -> None:
+        try:
+            waiting.set()
+            await asyncio.Event().wait()
+        finally:
+            seen.append("clean-up begins")
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            seen.append("clean-up ends")
 
-    async def test_a_generator_that_was_never_begun_is_closed_without_a_word(self) -> None:
-        scene = Scene()
-        await within(Stepper(scene.generator()).close(asyncio.CancelledError()))
-        assert scene.notes == []
+    task = asyncio.create_task(_await(drive(running(), Waits())))
+    await asyncio.wait_for(waiting.wait(), 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen == ["clean-up begins", "clean-up ends"]
 
-    async def test_a_generator_that_has_ended_can_be_closed_again(self) -> None:
-        steps = Stepper(ready())
-        with pytest.raises(StopAsyncIteration):
-            steps.begin()
-        await within(steps.close(asyncio.CancelledError()))
-        await within(steps.close(asyncio.CancelledError()))
 
-    async def test_a_generator_that_swallows_why_and_yields_is_closed_all_the_same(self) -> None:
-        notes: list[str] = []
+async def test_a_cancellation_during_the_meanwhile_reaches_the_coroutine() -> None:
+    blocked, seen = asyncio.Event(), list[str]()
 
-        async def generator() -> AsyncGenerator[str, None]:
-            try:
-                try:
-                    await asyncio.Event().wait()
-                except asyncio.CancelledError:
-                    yield "one more"
-            finally:
-                await asyncio.sleep(0)
-                notes.append("ended")
+    async def meanwhile() -> None:
+        blocked.set()
+        await asyncio.Event().wait()
 
-        steps = Stepper(generator())
-        steps.begin()
-        await within(steps.close(asyncio.CancelledError()))
-        assert notes == ["ended"]
+    async def running() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
 
-    async def test_an_error_in_the_clean_up_comes_out(self) -> None:
-        async def generator() -> AsyncGenerator[str, None]:
-            try:
+    waits = Waits(meanwhile)
+    task = asyncio.create_task(_await(drive(running(), waits)))
+    await asyncio.wait_for(blocked.wait(), 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (seen, waits.count) == (["cancelled"], 1)
+
+
+async def test_a_coroutine_may_swallow_its_cancellation_and_go_on() -> None:
+    waiting = asyncio.Event()
+
+    async def running() -> str:
+        waiting.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+        return "still here"
+
+    task = asyncio.create_task(_await(drive(running(), Waits())))
+    await asyncio.wait_for(waiting.wait(), 5)
+    task.cancel()
+    assert await task == "still here"
+
+
+async def test_task_context_and_timeouts_are_those_of_who_awaits() -> None:
+    variable = contextvars.ContextVar("variable", default="unset")
+
+    async def running() -> asyncio.Task[Any] | None:
+        variable.set("set inside")
+        async with asyncio.timeout(5):
+            await asyncio.sleep(0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
                 await asyncio.Event().wait()
-                yield ""
-            finally:
-                raise ValueError("clean-up failed")
+        return asyncio.current_task()
 
-        steps = Stepper(generator())
-        steps.begin()
-        with pytest.raises(ValueError, match="clean-up failed"):
-            await within(steps.close(asyncio.CancelledError()))
+    assert await drive(running(), Waits()) is asyncio.current_task()
+    assert variable.get() == "set inside"
 
-    async def test_a_generator_that_will_not_end_is_an_error(self) -> None:
-        async def generator() -> AsyncGenerator[str, None]:
-            try:
-                yield "a"
-            except GeneratorExit:
-                yield "b"
 
-        steps = Stepper(generator())
-        steps.begin()
-        with pytest.raises(RuntimeError, match="ignored GeneratorExit"):
-            await within(steps.close(asyncio.CancelledError()))
-
-    async def test_a_second_cancellation_reaches_the_clean_up(self) -> None:
-        notes: list[str] = []
-        cleaning = asyncio.Event()
-
-        async def generator() -> AsyncGenerator[str, None]:
-            try:
-                await asyncio.Event().wait()
-                yield ""
-            finally:
-                cleaning.set()
-                try:
-                    await asyncio.Event().wait()
-                except asyncio.CancelledError:
-                    notes.append("given up")
-                    raise
-
-        steps = Stepper(generator())
-
-        async def drive() -> None:
-            steps.begin()
-            await steps.close(asyncio.CancelledError())
-
-        task = asyncio.create_task(drive())
-        await within(cleaning.wait())
-        task.cancel()
-        await within(asyncio.wait([task]))
-        assert notes == ["given up"]
-        assert task.done()
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
