@@ -73,9 +73,9 @@ class Attachment:
     """Binds one request, its run and its connection together. `encode_error` writes an error into a started stream."""
 
     __slots__ = (
-        "__weakref__", "_beat", "_config", "_receive", "_release", "_send", "_watcher", "abandoned",
-        "blocked_since", "body_received", "body_started", "disconnected", "encode_error", "exchange", "finished",
-        "first_event", "last_write", "request", "run", "run_started", "started", "stopped_at", "task",
+        "__weakref__", "_beat", "_config", "_receive", "_release", "_send", "_watcher", "abandoned", "blocked_since",
+        "body_received", "body_started", "disconnected", "encode_error", "exchange", "finished", "first_event",
+        "is_watched", "last_write", "request", "run", "run_started", "started", "stopped_at", "task",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig) -> None:
@@ -89,6 +89,7 @@ class Attachment:
         self.encode_error: Callable[[APIError], str] | None = None
         self._release: Callable[[], None] | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self.is_watched = False
         self._beat: asyncio.Task[None] | None = None
         self.body_started = 0.0
         """When reading the body began; 0 while it is not read."""
@@ -143,7 +144,16 @@ class Attachment:
         if self.finished or self.disconnected:
             return
         now = time.monotonic()
-        await self._push(text.encode(), now)
+        if self.started:  # as `_push` does, without its call: this is what a token costs
+            self.blocked_since = now
+            try:
+                await self._send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+            except OSError:
+                self.disconnected = True
+            finally:
+                self.blocked_since = 0.0
+        else:
+            await self._push(text.encode(), now)
         self.last_write = now
 
     async def _push(self, body: bytes, now: float, *, more: bool = True) -> None:
@@ -215,7 +225,8 @@ class Attachment:
 
     def watch(self) -> None:
         """Watch for the client to leave, from now on."""
-        if self._watcher is None:
+        if not self.is_watched:
+            self.is_watched = True
             self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:

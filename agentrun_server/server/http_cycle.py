@@ -79,6 +79,12 @@ class Cycle(RequestResponseCycle):
             return
         event: Any = message
         kind = event["type"]
+        if self.chunked_encoding and self._head is None and not self.response_complete and event.get("more_body"):
+            # One of many pieces of a stream: the path of almost every token.
+            body = event.get("body", b"")
+            if body and kind == "http.response.body" and self.scope["method"] != "HEAD":
+                self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+                return
         if not self.response_started:
             if kind != "http.response.start":
                 raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{kind}'.")

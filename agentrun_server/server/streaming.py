@@ -63,7 +63,8 @@ class _Pump:
     def before_wait(self) -> Coroutine[Any, Any, None] | None:
         """Send what is there before the agent waits, and watch the client from now on."""
         self.waited = True
-        self.attachment.watch()
+        if not self.attachment.is_watched:
+            self.attachment.watch()
         return self._flush() if self.parts else None
 
     def _flush(self) -> Coroutine[Any, Any, None]:
