@@ -65,7 +65,17 @@ class _Pump:
         self.waited = True
         if not self.attachment.is_watched:
             self.attachment.watch()
-        return self._flush() if self.parts else None
+        return self._flush_or_keep() if self.parts else None
+
+    async def _flush_or_keep(self) -> None:
+        text = "".join(self.parts)
+        self.parts.clear()
+        try:
+            await self.attachment.write(text)
+        except asyncio.CancelledError:
+            # For the agent, which may have set itself a time limit, and go on: what was not sent is not lost.
+            self.parts.insert(0, text)
+            raise
 
     def _flush(self) -> Coroutine[Any, Any, None]:
         text = "".join(self.parts)

@@ -145,7 +145,7 @@ def _read_options(
     if n > max_choices:
         invalid("n", f"this server answers with at most {max_choices} choices.", "integer_above_max_value")
     stream_options = params.get("stream_options") or {}
-    asked = set((params.pop("x_agent", None) or {}).get("include") or ())
+    asked: set[str] = set((params.pop("x_agent", None) or {}).get("include") or ())
     if header:
         asked.update(part.strip().lower() for part in header.decode("latin-1").split(","))
     wanted = frozenset(activity) | asked.intersection(offered)
