@@ -19,30 +19,27 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 class Headers(Mapping[str, str]):
     """Request headers: names in any case, the first value wins. `getlist` returns every value of a repeated header."""
 
-    __slots__ = ("_first", "raw")
+    __slots__ = ("first", "raw")
 
     def __init__(self, raw: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self.raw = raw
         """As ASGI has them: names in lower case, repeated ones included."""
-        self._first: Mapping[bytes, bytes] = dict(reversed(raw))
+        self.first: Mapping[bytes, bytes] = dict(reversed(raw))
+        """The first value of each, as it came."""
 
     def __getitem__(self, name: str) -> str:
-        return self._first[_wire_name(name)].decode("latin-1")
+        return self.first[_wire_name(name)].decode("latin-1")
 
     def __iter__(self) -> Iterator[str]:
         return (key.decode("latin-1") for key in dict.fromkeys(key for key, _ in self.raw))
 
     def __len__(self) -> int:
-        return len(self._first)
+        return len(self.first)
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value of the header `name`, or `default`."""
-        value = self._first.get(_wire_name(name))
+        value = self.first.get(_wire_name(name))
         return default if value is None else value.decode("latin-1")
-
-    def first(self, name: bytes) -> bytes | None:
-        """Return the header `name` (in lower case) as it came."""
-        return self._first.get(name)
 
     def getlist(self, name: str) -> list[str]:
         """Return every value of the header `name`, in the order they came."""

@@ -12,10 +12,14 @@ from agentrun_server.errors import ConfigurationError
 from agentrun_server.invoker.coerce import coerce
 from agentrun_server.invoker.threads import HandedOver, Threads
 
-__all__ = ["Agent", "AgentCallable", "runs_on_loop"]
+__all__ = ["NOTHING", "Agent", "AgentCallable", "runs_on_loop"]
 
 AgentCallable: TypeAlias = Callable[[AgentRequest], Any]
 """A sync or async function or generator function, or an object called like one."""
+
+
+NOTHING: Any = object()
+"""An agent has not been run; None is what many return."""
 
 
 def runs_on_loop(target: Any) -> bool:
@@ -44,7 +48,7 @@ class Agent:
         ConfigurationError: `target` cannot be called with a request.
     """
 
-    __slots__ = ("_is_async_generator", "_on_loop", "target")
+    __slots__ = ("_is_async_generator", "_on_loop", "is_async_function", "target")
 
     def __init__(self, target: AgentCallable) -> None:
         if not callable(target):
@@ -53,6 +57,8 @@ class Agent:
         self.target = target
         self._on_loop = runs_on_loop(target)
         self._is_async_generator = inspect.isasyncgenfunction(_called(target))
+        self.is_async_function = inspect.iscoroutinefunction(_called(target))
+        """Calling `target` gives a coroutine that can be run by itself, its result then `given` to `open`."""
 
     async def run(self, request: AgentRequest, threads: Threads) -> AsyncGenerator[str | TypedEvent, None]:
         """Run the agent; yield pieces of text and typed events.
@@ -68,21 +74,21 @@ class Agent:
                 for event in coerce(item):
                     yield event
 
-    def open(self, request: AgentRequest, threads: Threads) -> AsyncGenerator[Any, None]:
-        """Run the agent; yield what it yields or returns, for `coerce`.
+    def open(self, request: AgentRequest, threads: Threads, given: Any = NOTHING) -> AsyncGenerator[Any, None]:
+        """Run the agent; yield what it yields or returns, for `coerce`. `given` is what it returned, if it was run.
 
         An async generator function's own generator is returned as it is: one in between would cost every piece.
         """
         if self._is_async_generator:
             generator: AsyncGenerator[Any, None] = self.target(request)
             return generator
-        return self._open(request, threads)
+        return self._open(request, threads, given)
 
-    async def _open(self, request: AgentRequest, threads: Threads) -> AsyncGenerator[Any, None]:
+    async def _open(self, request: AgentRequest, threads: Threads, given: Any) -> AsyncGenerator[Any, None]:
         result: Any = None
         call: Callable[[], Any] | None = partial(self.target, request)
         if self._on_loop:
-            result = self.target(request)
+            result = self.target(request) if given is NOTHING else given
             while hasattr(result, "__await__"):
                 result = await result
             call = _continue(result)

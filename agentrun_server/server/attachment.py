@@ -229,6 +229,11 @@ class Attachment:
             self.is_watched = True
             self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
+    def before_wait(self) -> None:
+        """Watch the client while the agent waits; see `agentrun_server.runs.drive`."""
+        if not self.is_watched:
+            self.watch()
+
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass

@@ -16,12 +16,13 @@ from agentrun_server.errors import (
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
-from agentrun_server.invoker.agent import Agent
+from agentrun_server.invoker.agent import NOTHING, Agent
 from agentrun_server.invoker.threads import Threads
 from agentrun_server.observability.logs import get_logger
-from agentrun_server.protocols.openai_chat.decode import ChatOptions, decode, parse_json
-from agentrun_server.protocols.openai_chat.encode import ChunkEncoder, CompletionEncoder
+from agentrun_server.protocols.openai_chat.decode import PLAIN, ChatOptions, decode, parse_json
+from agentrun_server.protocols.openai_chat.encode import ChunkEncoder, CompletionEncoder, plain_completion
 from agentrun_server.protocols.openai_chat.turn import ChatSettings
+from agentrun_server.runs.drive import drive
 from agentrun_server.runs.run import RunStatus, StopReason
 from agentrun_server.server.admission import Admission
 from agentrun_server.server.agents import Agents
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["ChatHandler"]
 
 logger = get_logger("agentrun_server.agent")
+
+_SHORT = 64 * 1024
+"""Characters of an answer that is certainly within every limit."""
 
 _ERROR_TYPES = {429: "rate_limit_error"}
 _RETRY_ADVICE = frozenset({b"retry-after", b"x-should-retry"})
@@ -60,6 +64,7 @@ class ChatHandler:
         self._threads = threads
         self._sweeper = sweeper
         self._new_id = new_id
+        self._short = min(_SHORT, config.max_output_bytes // 4)
         self._settings = ChatSettings(config.reasoning_field, config.human_input_tool, config.max_output_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,9 +157,25 @@ class ChatHandler:
     async def _complete(
         self, attachment: Attachment, agent: Agent, request: AgentRequest, options: ChatOptions
     ) -> None:
+        given: Any = NOTHING
+        if agent.is_async_function and options.n == 1:
+            given = await drive(agent.target(request), attachment.before_wait)
+            if attachment.run.stop_reason is not None:
+                raise asyncio.CancelledError  # the agent took it for an ordinary end
+            attachment.first_event = time.monotonic()
+            if options is PLAIN and type(given) is str and len(given) <= self._short:
+                text = plain_completion(
+                    given,
+                    id=self._new_id("chatcmpl-"),
+                    created=int(time.time()),
+                    model=request.model,
+                    prompt_tokens=_prompt_tokens(request),
+                )
+                await attachment.answer(200, text.encode())
+                return
         encoder = CompletionEncoder(options, self._settings, self._new_id)
         for left in range(options.n - 1, -1, -1):
-            await pump(attachment, agent.open(request, self._threads), encoder)
+            await pump(attachment, agent.open(request, self._threads, given), encoder)
             encoder.finish_choice(more=left > 0)
         usage = encoder.usage(partial(_prompt_tokens, request))
         text = encoder.completion(
@@ -211,13 +232,14 @@ def _from_agent(exc: BaseException) -> BaseException:
 
 def _check_media_type(headers: Headers, max_body_bytes: int) -> None:
     """Refuse what is certainly not JSON. A form type is let pass: curl's ``-d`` sends it with JSON bodies."""
-    encoding = headers.first(b"content-encoding")
+    first = headers.first.get
+    encoding = first(b"content-encoding")
     if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
         raise UnsupportedMediaTypeError("Compressed request bodies are not supported.")
-    kind = headers.first(b"content-type")
+    kind = first(b"content-type")
     if kind is not None and kind[:10].lower() == b"multipart/":
         raise UnsupportedMediaTypeError("Expected a JSON body (content-type: application/json).")
-    length = headers.first(b"content-length")
+    length = first(b"content-length")
     if length is not None and length.isdigit() and int(length) > max_body_bytes:
         raise PayloadTooLargeError(f"The request body is longer than {max_body_bytes} bytes.")
 

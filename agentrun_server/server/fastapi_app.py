@@ -72,9 +72,12 @@ def openai_router(invoker: AgentInvoker) -> APIRouter:
         """List the agents."""
         return JSONResponse(invoker.agents.list())
 
-    async def get_model(model: str) -> JSONResponse:
+    async def get_model(model: str) -> Response:
         """Describe one agent."""
-        return JSONResponse(invoker.agents.describe(model))
+        try:
+            return JSONResponse(invoker.agents.describe(model))
+        except APIError as error:  # an app of the user's own does not know how to answer it
+            return _error_response(error)
 
     router.add_api_route("/models", list_models, methods=["GET"], summary="List models")
     router.add_api_route("/models/", list_models, methods=["GET"], include_in_schema=False)
@@ -106,33 +109,37 @@ def _delegate(app: ASGIApp) -> Any:
     return endpoint
 
 
-async def _on_api_error(_: Request, exc: Exception) -> Response:
-    assert isinstance(exc, APIError), "registered for APIError"
-    response = JSONResponse(exc.body(), exc.status_code)
-    response.raw_headers.extend(exc.headers)
+def _error_response(error: APIError) -> Response:
+    response = JSONResponse(error.body(), error.status_code)
+    response.raw_headers.extend(error.headers)
     return response
 
 
-async def _on_http_exception(request: Request, exc: Exception) -> Response:
+async def _on_api_error(_: Request, exc: Exception) -> Response:
+    assert isinstance(exc, APIError), "registered for APIError"
+    return _error_response(exc)
+
+
+async def _on_http_exception(_: Request, exc: Exception) -> Response:
     """Answer Starlette's own errors (404, 405 …) and those a user's route raises, in OpenAI's shape."""
     assert isinstance(exc, HTTPException), "registered for HTTPException"
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(exc.status_code)
     kind = "server_error" if exc.status_code >= 500 else "invalid_request_error"
     error = APIError(str(exc.detail), status_code=exc.status_code, type=kind, code=code)
-    response = await _on_api_error(request, error)
+    response = _error_response(error)
     response.headers.update(exc.headers or {})
     return response
 
 
-async def _on_exception(request: Request, _: Exception) -> Response:
+async def _on_exception(_: Request, __: Exception) -> Response:
     """Answer for a user's route that raised. The exception goes on to the server, which logs it."""
-    return await _on_api_error(request, AgentFailedError("The server had an error.", code="internal_error"))
+    return _error_response(AgentFailedError("The server had an error.", code="internal_error"))
 
 
-async def _on_validation_error(request: Request, exc: Exception) -> Response:
+async def _on_validation_error(_: Request, exc: Exception) -> Response:
     """Answer bad input to a user's route; the input itself is not repeated: it may not even be encodable."""
     assert isinstance(exc, RequestValidationError), "registered for RequestValidationError"
     first: dict[str, Any] = exc.errors()[0] if exc.errors() else {}
     param = ".".join(str(part) for part in first.get("loc", ())[1:]) or None
     message = f"Invalid request: {first.get('msg', 'it does not have the expected form')}."
-    return await _on_api_error(request, InvalidRequestError(message, param=param))
+    return _error_response(InvalidRequestError(message, param=param))

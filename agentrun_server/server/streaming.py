@@ -63,8 +63,7 @@ class _Pump:
     def before_wait(self) -> Coroutine[Any, Any, None] | None:
         """Send what is there before the agent waits, and watch the client from now on."""
         self.waited = True
-        if not self.attachment.is_watched:
-            self.attachment.watch()
+        self.attachment.before_wait()
         return self._flush_or_keep() if self.parts else None
 
     async def _flush_or_keep(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import functools
 import gc
+import inspect
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing
@@ -15,6 +16,7 @@ from agentrun_server.core.events import AgentEvent, EventType, ReasoningDelta
 from agentrun_server.core.request import AgentRequest
 from agentrun_server.errors import ConfigurationError
 from agentrun_server.invoker.agent import Agent, AgentCallable, runs_on_loop
+from agentrun_server.invoker.coerce import coerce
 from agentrun_server.invoker.threads import Threads
 from tests.support.clock import within
 
@@ -319,6 +321,22 @@ class TestWhereItRuns:
 
         assert await said_by(agent) == ["from the request", "changed by the agent"]
         assert variable.get() == "from the request"
+
+
+class TestOpen:
+    """What `run` yields before it is read, for those who read it themselves."""
+
+    async def test_an_async_generator_is_handed_out_as_it_is(self) -> None:
+        opened = Agent(async_generator).open(AgentRequest(), threads())
+        assert inspect.isasyncgen(opened)
+        assert opened.ag_code is async_generator.__code__
+        assert [item async for item in opened] == ["a", "b"]
+
+    @pytest.mark.parametrize("kind", KINDS)
+    async def test_every_kind_of_agent_can_be_opened(self, kind: str) -> None:
+        async with aclosing(Agent(KINDS[kind]).open(AgentRequest(), threads())) as opened:
+            said = [piece async for item in opened for piece in coerce(item)]
+        assert "".join(map(str, said)) == "ab"
 
 
 class TestErrors:

@@ -186,6 +186,10 @@ MEANINGS: dict[str, tuple[Any, list[Any]]] = {
     "an event as a dict without data": ({"event": "TEXT", "data": None}, []),
     # --- OpenAI chunks and completions, as dicts
     "a chunk": (chunk({"role": "assistant", "content": "a"}), ["a"]),
+    "a chunk whose content is in parts": (
+        chunk({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}),
+        [ReasoningDelta("hm"), "a"],
+    ),
     "the role chunk": (chunk({"role": "assistant", "content": "", "refusal": None}), []),
     "a finish chunk": (chunk({}, "stop"), []),
     "a chunk that finishes early": (chunk({"content": "a"}, "length"), ["a", Finish("length")]),

@@ -162,6 +162,12 @@ class ServerProcess:
         """Send a signal."""
         self._process.send_signal(number)
 
+    def kill_worker(self) -> None:
+        """Kill one of the processes that it has started: the first that serves."""
+        found = re.search(r"Started server process \[(\d+)\]", self.log)
+        assert found is not None, self.log
+        os.kill(int(found[1]), signal.SIGKILL)
+
     async def exit_code(self, limit: float = 20.0) -> int:
         """Wait until it has ended; return its exit code, negative for a signal."""
         try:

@@ -11,7 +11,7 @@ from agentrun_server.errors import InvalidRequestError
 from agentrun_server.protocols.openai_chat.conversation import read_messages
 from agentrun_server.protocols.openai_chat.fields import FIELDS, invalid, missing
 
-__all__ = ["ChatOptions", "decode", "parse_json", "warm_up"]
+__all__ = ["PLAIN", "ChatOptions", "decode", "parse_json", "warm_up"]
 
 _ACTIVITY_HEADER = b"x-agent-events"
 """A caller names the kinds of ``x_agent`` activity it wants: ``X-Agent-Events: tools,steps``."""
@@ -36,7 +36,7 @@ class ChatOptions:
 
 
 _NO_TOOLS: Mapping[str, ToolKind] = {}
-_PLAIN = ChatOptions(client_tools=_NO_TOOLS)
+PLAIN = ChatOptions(client_tools=_NO_TOOLS)
 """The options of a request that asks for nothing special: almost every one."""
 _loads: Callable[..., Any] | None = None
 
@@ -138,9 +138,9 @@ def _read_options(
     activity: Iterable[str],
     offered: Collection[str],
 ) -> ChatOptions:
-    header = headers.first(_ACTIVITY_HEADER)
+    header = headers.first.get(_ACTIVITY_HEADER)
     if header is None and not activity and tools is tool_choice is None and _OPTIONS.isdisjoint(params):
-        return _PLAIN
+        return PLAIN
     n = params.get("n", 1)
     if n > max_choices:
         invalid("n", f"this server answers with at most {max_choices} choices.", "integer_above_max_value")

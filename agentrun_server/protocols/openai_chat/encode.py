@@ -10,13 +10,13 @@ from typing import Any
 
 from agentrun_server.core.events import Addition, TypedEvent
 from agentrun_server.core.grammar import CallPiece
-from agentrun_server.core.usage import Usage, utf8_size
+from agentrun_server.core.usage import Usage, estimate_tokens, utf8_size
 from agentrun_server.errors import APIError
 from agentrun_server.protocols.json_text import dumps, quote
 from agentrun_server.protocols.openai_chat.decode import ChatOptions
 from agentrun_server.protocols.openai_chat.turn import OWN_KEYS, ChatSettings, Turn
 
-__all__ = ["ChunkEncoder", "CompletionEncoder"]
+__all__ = ["ChunkEncoder", "CompletionEncoder", "plain_completion"]
 
 _DONE = "data: [DONE]\n\n"
 _ROLE_WITHOUT_TEXT = '{"role":"assistant","content":null}'
@@ -204,10 +204,7 @@ class CompletionEncoder(Turn):
         logprobs = "null"
         if self._logprobs:
             logprobs = dumps(_join_logprobs(self._logprobs))
-        self._choices.append(
-            f'{{"index":{len(self._choices)},"message":{self._message()},"logprobs":{logprobs},'
-            f'"finish_reason":"{self.finish_reason}"}}'
-        )
+        self._choices.append(_choice(len(self._choices), self._message(), logprobs, self.finish_reason))
         if more:
             self._begin()
         return ""
@@ -215,10 +212,7 @@ class CompletionEncoder(Turn):
     def completion(self, *, id: str, created: int, model: str, usage: Usage) -> str:  # noqa: A002
         """Return the whole answer as JSON text."""
         activity = f',"x_agent":{{"events":{dumps(self._activity)}}}' if self._activity else ""
-        return (
-            f'{{"id":"{id}","object":"chat.completion","created":{created},"model":{quote(model)},'
-            f'"service_tier":"default","choices":[{",".join(self._choices)}],"usage":{_usage_object(usage)}{activity}}}'
-        )
+        return _completion(id, created, model, ",".join(self._choices), usage, activity)
 
     def _message(self) -> str:
         texts = self._texts
@@ -302,6 +296,27 @@ def _reasoning_fields(text: str, settings: ChatSettings) -> dict[str, Any]:
             return {}
         case field:
             return {field: text}
+
+
+def plain_completion(text: str, *, id: str, created: int, model: str, prompt_tokens: int) -> str:  # noqa: A002
+    """Return the ``chat.completion`` of an agent that returned `text` and nothing else, as JSON text.
+
+    What `CompletionEncoder` writes for it, without its bookkeeping.
+    """
+    message = f'{{"role":"assistant","content":{quote(text)},"refusal":null,"annotations":[]}}'
+    usage = Usage(prompt_tokens, estimate_tokens(text))
+    return _completion(id, created, model, _choice(0, message, "null", "stop"), usage, "")
+
+
+def _choice(index: int, message: str, logprobs: str, finish_reason: str) -> str:
+    return f'{{"index":{index},"message":{message},"logprobs":{logprobs},"finish_reason":"{finish_reason}"}}'
+
+
+def _completion(id: str, created: int, model: str, choices: str, usage: Usage, activity: str) -> str:  # noqa: A002
+    return (
+        f'{{"id":"{id}","object":"chat.completion","created":{created},"model":{quote(model)},'
+        f'"service_tier":"default","choices":[{choices}],"usage":{_usage_object(usage)}{activity}}}'
+    )
 
 
 def _usage_object(usage: Usage) -> str:

@@ -1,6 +1,9 @@
 """What an agent may yield, drawn at random: the good, the odd and the wrong."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +16,19 @@ from agentrun_server.protocols.openai_chat.decode import ChatOptions
 from agentrun_server.protocols.openai_chat.turn import ChatSettings
 from tests.support.properties import any_text, json_objects, json_values
 
-__all__ = ["CLIENT_TOOLS", "additions", "chat_options", "chat_settings", "items", "wrong_items"]
+__all__ = [
+    "CLIENT_TOOLS",
+    "CallScript",
+    "additions",
+    "call_scripts",
+    "chat_options",
+    "chat_settings",
+    "items",
+    "wrong_items",
+]
 
 CLIENT_TOOLS = ("alpha", "beta", "request_human_input")
-_NAMES = st.sampled_from([*CLIENT_TOOLS, "own_tool", "other tool", ""])
+_NAMES = st.sampled_from([*CLIENT_TOOLS, *CLIENT_TOOLS, "own_tool", "other tool"])
 _IDS = st.sampled_from(["call_a", "call_b", "0", ""]) | st.none()
 _ARGUMENTS = st.one_of(st.sampled_from(["", "{}", '{"a":', "1}", '{"city":"Paris"}', '{"x":"}"', "}"]), any_text)
 _OWN_KEYS = [
@@ -44,7 +56,7 @@ _merge_options: st.SearchStrategy[Any] = st.fixed_dictionaries(
         "ignore_empty_list": st.booleans(),
     },
 )
-_addition = st.none() | st.builds(Addition, additions, _merge_options)
+_addition = st.none() | st.none() | st.builds(Addition, additions, _merge_options)
 _logprobs = st.none() | st.fixed_dictionaries({"content": st.lists(json_objects, max_size=2), "refusal": st.none()})
 _annotation = json_objects.map(lambda data: {**data, "type": "url_citation"})
 _counts = st.integers(0, 10_000)
@@ -58,6 +70,65 @@ _calls = st.one_of(
     st.builds(events.FunctionCall, _NAMES, _ARGUMENTS | json_objects, _IDS, _addition),
     st.builds(events.FunctionCallDelta, _ARGUMENTS, _NAMES | st.none(), _IDS, st.integers(0, 2) | st.none(), _addition),
 )
+
+
+@dataclass(frozen=True)
+class CallScript:
+    """Calls of tools, whole or in pieces of some form, and what each of them must become."""
+
+    said: list[Any]
+    calls: list[tuple[str, str, str]]
+    """Id, name and arguments of each, in the order in which they begin."""
+
+
+def _typed_piece(call_id: str, name: str | None, arguments: str) -> Any:
+    return events.FunctionCallDelta(arguments, name, call_id)
+
+
+def _sdk_piece(call_id: str, name: str | None, arguments: str) -> Any:
+    return AgentEvent(EventType.TOOL_CALL_CHUNK, {"id": call_id, "name": name, "args_delta": arguments})
+
+
+def _upstream_piece(call_id: str, name: str | None, arguments: str) -> Any:
+    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
+
+
+def _langchain_piece(call_id: str, name: str | None, arguments: str) -> Any:
+    return SimpleNamespace(content="", tool_call_chunks=[{"id": call_id, "name": name, "args": arguments}])
+
+
+_FORMS = [_typed_piece, _sdk_piece, _upstream_piece, _langchain_piece]
+
+
+@st.composite
+def call_scripts(draw: st.DrawFn) -> CallScript:
+    """Up to three calls whose pieces are mixed, each with an id of its own and a whole object as its arguments."""
+    queues: list[list[Any]] = []
+    calls: dict[int, tuple[str, str, str]] = {}
+    for number in range(draw(st.integers(1, 3))):
+        call_id = f"script_{draw(st.integers(0, 10**9))}_{number}"
+        name = draw(_NAMES)
+        arguments = json.dumps(draw(json_objects), ensure_ascii=draw(st.booleans())).replace("NaN", "null")
+        arguments = arguments.replace("Infinity", "1")
+        calls[number] = (call_id, name, arguments)
+        cuts = sorted(draw(st.lists(st.integers(0, len(arguments)), max_size=4)))
+        pieces = [arguments[start:end] for start, end in pairwise([0, *cuts, len(arguments)])]
+        form = draw(st.sampled_from(_FORMS))
+        if draw(st.booleans()):
+            queues.append([form(call_id, name if i == 0 else None, piece) for i, piece in enumerate(pieces)])
+        else:
+            queues.append([events.FunctionCall(name, arguments, call_id)])
+    said: list[Any] = []
+    order: list[int] = []
+    while any(queues):
+        number = draw(st.sampled_from([i for i, queue in enumerate(queues) if queue]))
+        said.append(queues[number].pop(0))
+        if number not in order:
+            order.append(number)
+    return CallScript(said, [calls[number] for number in order])
+
+
 _activity = st.one_of(
     st.builds(events.FunctionCallOutput, _NAMES, json_values, _NAMES | st.none(), st.booleans()),
     st.builds(events.FunctionCallOutputDelta, _NAMES, any_text),
@@ -175,6 +246,7 @@ _one = st.one_of(
     any_text,
     _content,
     _calls,
+    call_scripts().map(lambda script: script.said),
     _activity,
     _rest,
     _sdk,
@@ -214,6 +286,7 @@ items: st.SearchStrategy[list[Any]] = st.builds(
 )
 """What an agent yields, in any order; an end of the turn, if any, comes late, so that most of it counts."""
 
+_some_tools = st.just(set(CLIENT_TOOLS)) | st.sets(st.sampled_from(CLIENT_TOOLS))
 _stops = st.lists(st.sampled_from(["a", "b", "ab", "ba", "\n\n", "\ud83d", "END"]) | any_text, max_size=4)
 
 chat_settings = st.builds(
@@ -234,7 +307,7 @@ def chat_options(draw: st.DrawFn) -> ChatOptions:
         include_obfuscation=draw(st.booleans()),
         logprobs=draw(st.booleans()),
         legacy_functions=legacy,
-        client_tools=dict.fromkeys(draw(st.sets(st.sampled_from(CLIENT_TOOLS))), "function"),
+        client_tools=dict.fromkeys(draw(_some_tools), "function"),
         # The judge wants activity at the choice with the index 0.
         activity=draw(st.frozensets(kinds)) if n == 1 else frozenset(),
     )

@@ -189,6 +189,10 @@ class TestStream:
         assert "".join(delta["content"] for delta in deltas) == text
         assert deltas_of(["a", text])[2:] == deltas[1:], "also when text has come before"
 
+    def test_logprobs_of_a_very_long_piece_are_sent_once(self) -> None:
+        chunks = chunks_of([TextDelta("x" * 200_000, LOGPROBS)], logprobs=True)
+        assert [part["choices"][0]["logprobs"] for part in chunks] == [None, LOGPROBS, None, None, None, None]
+
     @requirement("chat.stream.refusal")
     def test_a_refusal_is_no_content(self) -> None:
         assert chunks_of([RefusalDelta("I "), RefusalDelta(""), RefusalDelta("can't")]) == [
@@ -452,6 +456,16 @@ class TestAdditions:
         *_, last = deltas_of([item], tools=["f"])
         assert last == {"tool_calls": [{"index": 0, "function": {"arguments": arguments}}], "k": "v"}
         assert body_of([item], tools=["f"])["choices"][0]["message"]["k"] == "v"
+
+    def test_an_addition_is_not_repeated_for_the_calls_its_event_sets_free(self) -> None:
+        items = [
+            FunctionCallDelta('{"a":', "f", "1"),
+            FunctionCall("g", '{"b":2}', "2"),
+            FunctionCallDelta("1}", id="1", addition=Addition({"k": "v"}, {})),
+        ]
+        deltas = deltas_of(items, tools=["f", "g"])
+        assert [delta.get("k") for delta in deltas if "tool_calls" in delta] == [None, None, "v", None, None]
+        assert body_of(items, tools=["f", "g"])["choices"][0]["message"]["k"] == "v"
 
     def test_values_json_has_not_are_written_all_the_same(self) -> None:
         assert deltas_of([self.text({"k": float("nan"), "o": {1}})])[1] == {"content": "a", "k": None, "o": [1]}

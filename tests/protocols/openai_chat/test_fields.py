@@ -13,6 +13,7 @@ from tests.protocols.openai_chat.requests import read, refused
 FUNCTION = {"type": "function", "function": {"name": "f"}}
 CUSTOM = {"type": "custom", "custom": {"name": "sh"}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}}
+NAME_ONLY = {"type": "json_schema", "json_schema": {"name": "answer", "schema": None}}
 LONG = "x" * 600
 
 GOOD: dict[str, list[Any]] = {
@@ -35,7 +36,7 @@ GOOD: dict[str, list[Any]] = {
         [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {}, "strict": True}, "x": 1}],
     ],
     "parallel_tool_calls": [True, False],
-    "response_format": [{"type": "text"}, {"type": "json_object"}, SCHEMA, {**SCHEMA, "vendor": 1}],
+    "response_format": [{"type": "text"}, {"type": "json_object"}, SCHEMA, {**SCHEMA, "vendor": 1}, NAME_ONLY],
     "temperature": [0, 0.0, 1, 2, 2.0, 0.7],
     "top_p": [0, 1, 0.5],
     "presence_penalty": [-2, 2, 0.5],

@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 from agentrun_server.core.events import Interrupt, ReasoningDelta, RefusalDelta, TextDelta
 from agentrun_server.core.usage import Usage
 from agentrun_server.protocols.openai_chat.decode import ChatOptions
+from agentrun_server.protocols.openai_chat.encode import plain_completion
 from agentrun_server.protocols.openai_chat.turn import ChatSettings
 from tests.conformance.requirements import requirement
 from tests.protocols.openai_chat import strategies
 from tests.protocols.openai_chat.answers import (
+    CREATED,
+    ID,
+    MODEL,
+    PROMPT_TOKENS,
     completion_of,
     judged,
     judged_body,
@@ -88,6 +93,14 @@ def test_what_no_agent_should_yield_is_refused_or_read_but_breaks_nothing(
     check([*items[:3], *wrong, *items[3:]], asked, settings)
 
 
+@requirement("chat.completion.same-as-stream")
+@given(any_text)
+def test_the_short_way_for_plain_text_writes_what_the_long_way_writes(text: str) -> None:
+    short = plain_completion(text, id=ID, created=CREATED, model=MODEL, prompt_tokens=PROMPT_TOKENS)
+    whole, _ = completion_of([text], options())
+    assert json.loads(short) == whole
+
+
 def expected_content(items: list[Any]) -> str:
     """Say what the content is, as simply as possible: the texts, and the questions to a human."""
     content = ""
@@ -125,6 +138,22 @@ def test_the_content_is_what_the_agent_said_and_nothing_else(items: list[Any], s
     reasoning = "".join(item.text for item in items if isinstance(item, ReasoningDelta))
     assert same_text(answer.reasoning) == ("" if settings.reasoning_field == "none" else same_text(reasoning))
     assert answer.finish_reason == "stop"
+
+
+@requirement("chat.stream.tool-calls", "chat.stream.tool-call-order", "activity.ownership")
+@given(strategies.call_scripts(), st.lists(any_text, max_size=3), st.sets(st.sampled_from(strategies.CLIENT_TOOLS)))
+def test_calls_come_out_as_they_were_said_and_only_the_clients(
+    script: strategies.CallScript, texts: list[str], tools: set[str]
+) -> None:
+    items = [*texts[:1], *script.said, *texts[1:]]
+    asked = options(tools=tools)
+    body, raised = stream_of(items, asked)
+    assert raised is None
+    answer = judged(body, asked).choices[0]
+    said = [(call.id, same_text(call.name), same_text(call.arguments)) for call in answer.tool_calls]
+    assert said == [(call_id, name, same_text(args)) for call_id, name, args in script.calls if name in tools]
+    assert same_text(answer.content) == same_text("".join(texts))
+    check(items, asked, ChatSettings())
 
 
 @requirement("chat.stream.refusal")

@@ -74,6 +74,10 @@ class TestLimit:
         choice = choice_of(["1234567890S"], ChatSettings(max_output_bytes=8), stop=("STOP",))
         assert (choice["message"]["content"], choice["finish_reason"]) == ("12345678", "length")
 
+    def test_nor_what_would_fit_into_the_room_that_a_letter_left(self) -> None:
+        choice = choice_of(["1234567éS"], ChatSettings(max_output_bytes=8), stop=("STOP",))
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("1234567", "length")
+
     def test_what_was_held_back_counts_too(self) -> None:
         choice = choice_of(["1234567", "ST"], ChatSettings(max_output_bytes=8), stop=("STOP",))
         assert (choice["message"]["content"], choice["finish_reason"]) == ("1234567S", "length")

@@ -1,0 +1,32 @@
+"""What every test can use. Fixtures of one part of the tests stand beside them."""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+
+import pytest
+import uvloop
+
+LoopFactories = Mapping[str, Callable[[], asyncio.AbstractEventLoop]]
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> LoopFactories:
+    """Run the tests of the server on the event loop it is served with."""
+    if "tests/server/" in item.path.as_posix():
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def settings_are_those_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away what the machine's environment would tell a `ServerConfig`."""
+    for name in list(os.environ):
+        if name.startswith("AGENTRUN_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(params=["plain", "guarded"])
+def http(request: pytest.FixtureRequest) -> str:
+    """Run the test over uvicorn's own HTTP protocol, then over ours; see `tests.support.serve.serve`."""
+    name: str = request.param
+    return name
