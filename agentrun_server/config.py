@@ -37,8 +37,22 @@ def _bool(text: str) -> bool:
     raise ValueError("expected true or false")
 
 
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("expected a number") from None  # Python's own message repeats the value
+
+
+def _int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("expected a whole number") from None
+
+
 def _optional_float(text: str) -> float | None:
-    return None if text.strip().lower() in _NONE else float(text)
+    return None if text.strip().lower() in _NONE else _float(text)
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -128,7 +142,7 @@ class ServerConfig:
     # --- the answer
     heartbeat_interval: float | None = _setting("heartbeat_interval", _optional_float, 15.0)
     """A silent stream gets a comment this often, so that proxies keep it open."""
-    response_hold: float = _setting("response_hold", float, 10.0)
+    response_hold: float = _setting("response_hold", _float, 10.0)
     """How long the head of a stream waits for the first event, so that an early failure has a real status."""
     reasoning_field: Literal["both", "reasoning_content", "reasoning", "none"] = _setting(
         "reasoning_field", _choice("both", "reasoning_content", "reasoning", "none"), "both"
@@ -150,30 +164,30 @@ class ServerConfig:
     run_timeout: float | None = _setting("run_timeout", _optional_float, 1800.0)
     write_timeout: float | None = _setting("write_timeout", _optional_float, 60.0)
     """A client that reads nothing for this long is dropped."""
-    cancel_grace: float = _setting("cancel_grace", float, 10.0)
+    cancel_grace: float = _setting("cancel_grace", _float, 10.0)
     """How long a cancelled agent may clean up before the server stops waiting for it."""
     on_disconnect: Literal["cancel", "continue"] = _setting("on_disconnect", _choice("cancel", "continue"), "cancel")
 
     # --- admission
-    max_concurrent_runs: int = _setting("max_concurrent_runs", int, 4096)
-    max_queued_runs: int = _setting("max_queued_runs", int, 256)
-    queue_timeout: float = _setting("queue_timeout", float, 10.0)
-    max_sync_threads: int = _setting("max_sync_threads", int, 256)
+    max_concurrent_runs: int = _setting("max_concurrent_runs", _int, 4096)
+    max_queued_runs: int = _setting("max_queued_runs", _int, 256)
+    queue_timeout: float = _setting("queue_timeout", _float, 10.0)
+    max_sync_threads: int = _setting("max_sync_threads", _int, 256)
     """Sync agents running at once; each has a thread of its own. More wait in the queue."""
-    drain_timeout: float = _setting("drain_timeout", float, 30.0)
+    drain_timeout: float = _setting("drain_timeout", _float, 30.0)
     """After SIGTERM, open answers may finish for this long."""
 
     # --- limits of a request
-    max_body_bytes: int = _setting("max_body_bytes", int, 10 * 1024 * 1024)
-    body_timeout: float = _setting("body_timeout", float, 15.0)
+    max_body_bytes: int = _setting("max_body_bytes", _int, 10 * 1024 * 1024)
+    body_timeout: float = _setting("body_timeout", _float, 15.0)
     """Time without progress in which a body must arrive; a trickle slower than 8 KiB/s does not count as progress."""
-    max_header_bytes: int = _setting("max_header_bytes", int, 64 * 1024)
-    max_header_count: int = _setting("max_header_count", int, 200)
-    header_timeout: float = _setting("header_timeout", float, 10.0)
-    max_messages: int = _setting("max_messages", int, 2048)
-    max_choices: int = _setting("max_choices", int, 8)
+    max_header_bytes: int = _setting("max_header_bytes", _int, 64 * 1024)
+    max_header_count: int = _setting("max_header_count", _int, 200)
+    header_timeout: float = _setting("header_timeout", _float, 10.0)
+    max_messages: int = _setting("max_messages", _int, 2048)
+    max_choices: int = _setting("max_choices", _int, 8)
     """Largest `n`; each choice is a run of the agent of its own."""
-    max_output_bytes: int = _setting("max_output_bytes", int, 50 * 1024 * 1024)
+    max_output_bytes: int = _setting("max_output_bytes", _int, 50 * 1024 * 1024)
     """An answer longer than this ends with finish reason ``length``."""
 
     # --- observability

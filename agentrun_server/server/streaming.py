@@ -1,6 +1,6 @@
 """From what the agent yields to what the client reads: when bytes are sent.
 
-* Pieces that are ready together are sent together: in one write when the agent has to wait, or at 16 KB.
+* Pieces that are ready together are sent together: in one write when the agent has to wait, or at 64 KB.
 * A piece for which the agent had to wait is sent at once.
 * An agent that does not wait for more than a millisecond is interrupted: what it has said is sent, and the event loop
   gets a turn. So one talkative agent cannot starve the others, whether its answer is a stream or not, and one that
@@ -20,7 +20,7 @@ from agentrun_server.server.attachment import Attachment
 
 __all__ = ["Encoder", "pump"]
 
-_MAX_BATCH = 16 * 1024
+_MAX_BATCH = 64 * 1024
 _MAX_DELAY = 0.001
 
 

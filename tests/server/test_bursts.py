@@ -65,7 +65,7 @@ async def test_a_large_burst_comes_in_writes_of_bounded_size() -> None:
         await client.chat()
         await client.head()
         sizes = [len(chunk) async for chunk in client.chunks()]
-    assert max(sizes) < 64 * 1024
+    assert max(sizes) < 65 * 1024  # 64 KB and the piece that goes over
 
 
 async def test_a_piece_for_which_the_agent_waited_is_sent_at_once(http: str) -> None:

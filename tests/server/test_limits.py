@@ -1,4 +1,4 @@
-"""Agents and clients that ask for too much: refused or cut off in good order, quickly, and the next request is answered."""
+"""Agents and clients that want too much: refused or cut off in good order, and the next request is answered."""
 
 import asyncio
 import itertools
@@ -78,7 +78,16 @@ async def test_a_huge_piece_comes_in_chunks_a_client_can_hold() -> None:
 async def test_a_piece_of_any_character_is_one_event(stream: bool) -> None:
     """Control characters, every line end there is, halves of surrogate pairs, what looks like an event."""
     hard = [chr(code) for code in (*range(0x20), 0x7F, *range(0x80, 0xA0), 0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF)]
-    hard += ["\ud800", "\udfff", "\U0001f600", "data: [DONE]\n\n", "\n\nevent: x\nid: 1\n\n", ": comment\n", '"}],\\']
+    hard += [
+        "\ud800",
+        "-",
+        "\udfff",
+        "\U0001f600",
+        "data: [DONE]\n\n",
+        "\n\nevent: x\nid: 1\n\n",
+        ": comment\n",
+        '"}],\\',
+    ]
 
     async def agent(request: AgentRequest) -> AsyncIterator[str]:
         for piece in hard:

@@ -1,5 +1,6 @@
 """Reading a Chat Completions request."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,8 +97,10 @@ def decode(
             extra[key] = value
         else:
             params[key] = check(value, key)
-    if extra and strict_fields:
-        invalid(min(extra), "unknown request field.", "unknown_parameter")
+    if extra:
+        if strict_fields:
+            invalid(min(extra)[:64], "unknown request field.", "unknown_parameter")
+        _check_finite(extra)
     if "model" not in params:
         missing("model")
     if "messages" not in params:
@@ -127,6 +130,19 @@ def decode(
         headers=headers,
     )
     return request, options
+
+
+def _check_finite(value: Any) -> None:
+    """Refuse numbers like 1e999 in fields nobody else checks: they are infinite in Python, and no JSON any more."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidRequestError("A number in the body of your request is too large.", code="invalid_json")
+    elif isinstance(value, dict):
+        for item in value.values():
+            _check_finite(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_finite(item)
 
 
 def _read_options(
