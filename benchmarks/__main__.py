@@ -38,6 +38,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="fail when a floor is missed")
     parser.add_argument("--setup", action="store_true", help="first make the environments that are missing")
     parser.add_argument("--output", type=Path, help="where to write the JSON; the report goes beside it")
+    parser.add_argument("--add-to", type=Path, help="add the rounds to those of this JSON file")
     parser.add_argument("--server-log", help="append what the servers print to this file")
     parser.add_argument("--report", type=Path, help="only print the report of this JSON file")
     return parser.parse_args(argv)
@@ -125,39 +126,41 @@ def _chosen(options: argparse.Namespace) -> tuple[list[Workload], list[Peer]]:
     return [WORKLOADS[key] for key in keys], resolve([name for name in options.peers.split(",") if name])
 
 
-def _measure_all(options: argparse.Namespace) -> Results:
-    workloads, peers = _chosen(options)
+def _prepare(options: argparse.Namespace, peers: list[Peer], settings: Settings) -> Results:
+    """Make what is missing, and return results to add to."""
     if options.setup:
         for name in ENVIRONMENTS:
             if any(peer.name.startswith(name) for peer in peers):
                 make(name)
+    found = _available(peers)
+    if options.add_to is not None:
+        results = Results.read(options.add_to)
+        results.versions |= found
+        return results
+    told = {"seconds": settings.seconds, "warmup": settings.warmup, "open_streams": settings.open_streams}
+    return Results(rounds=0, environment=machine.describe(), settings=told, versions=found)
+
+
+def _measure_all(options: argparse.Namespace) -> Results:
+    workloads, peers = _chosen(options)
     cores = machine.Cores()
     if cores.shared:
         _say("only one core: the load generator takes time from the servers, ratios are too close to 1")
     machine.raise_file_limit()
-    os.sched_setaffinity(0, {cores.client, cores.server})
     settings = _settings(options, cores)
-    found = _available(peers)
-    peers = [peer for peer in peers if peer.name in found]
-    rounds = 1 if options.quick else options.rounds
-    results = Results(
-        rounds=rounds,
-        environment=machine.describe(),
-        settings={
-            "seconds": settings.seconds,
-            "warmup": settings.warmup,
-            "open_streams": settings.open_streams,
-        },
-        versions=found,
-    )
+    results = _prepare(options, peers, settings)
+    peers = [peer for peer in peers if peer.name in results.versions]
+    first = results.measured_rounds()
+    results.rounds = first + (1 if options.quick else options.rounds)
     path = _output(options)
     try:
         with machine.on_core(cores.client):
-            for number in range(rounds):
+            for number in range(first, results.rounds):
                 _round(number, workloads, peers, settings, results)
                 results.write(path)
     except KeyboardInterrupt:
         _say("interrupted: what was measured so far is kept")
+    results.rounds = results.measured_rounds()
     results.write(path)
     path.with_suffix(".md").write_text(report(results), encoding="utf-8")
     return results
@@ -165,7 +168,7 @@ def _measure_all(options: argparse.Namespace) -> Results:
 
 def _output(options: argparse.Namespace) -> Path:
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
-    path: Path = options.output or RESULTS / f"{stamp}{'-quick' if options.quick else ''}.json"
+    path: Path = options.output or options.add_to or RESULTS / f"{stamp}{'-quick' if options.quick else ''}.json"
     return path
 
 

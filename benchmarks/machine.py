@@ -10,6 +10,7 @@ from pathlib import Path
 
 __all__ = [
     "Cores",
+    "core_busy_seconds",
     "cpu_seconds",
     "describe",
     "on_core",
@@ -80,6 +81,16 @@ def cpu_seconds(pids: list[int]) -> float:
             fields = _stat(pid)
             ticks += int(fields[11]) + int(fields[12])
     return ticks / _TICK
+
+
+def core_busy_seconds(core: int) -> float:
+    """Return the time `core` has not been idle, time taken by other virtual machines included."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in fields[:8])
+            return (user + nice + system + irq + softirq + steal) / _TICK
+    raise LookupError(f"/proc/stat knows no core {core}")
 
 
 def resident_kb(pids: list[int]) -> int:

@@ -214,6 +214,9 @@ def report(results: Results, peer: str = "ours") -> str:
     if swing is not None:
         low, high = swing.low / swing.median, swing.high / swing.median
         lines += ["", f"Speed of the server's core over the run: {low:.2f}..{high:.2f} of its median."]
+    others = results.others_busy()
+    if others is not None:
+        lines += [f"Other processes took {others.median:.0%} of it (at most {others.high:.0%})."]
     failures = results.failures()
     if failures:
         lines += ["", "Not measured, or measured with errors:", "", *(f"* {line}" for line in failures)]

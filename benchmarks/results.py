@@ -34,6 +34,10 @@ class Results:
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
 
+    def measured_rounds(self) -> int:
+        """Return the number of rounds that were begun."""
+        return max((record.round + 1 for record in self.records), default=0)
+
     def values(self, workload: str, peer: str, metric: str) -> list[float | None]:
         """Return the metric of each round, None where there is none."""
         found: list[float | None] = [None] * self.rounds
@@ -67,6 +71,10 @@ class Results:
     def swing(self) -> Summary | None:
         """Return how fast the server's core was over the run."""
         return summarise(record.core_speed for record in self.records if record.core_speed)
+
+    def others_busy(self) -> Summary | None:
+        """Return the share of the server's core that went to other processes while servers were measured."""
+        return summarise(record.sample.get("others_busy") for record in self.records)
 
     def peers(self) -> list[str]:
         return list(dict.fromkeys(record.peer for record in sorted(self.records, key=lambda record: record.round)))

@@ -76,6 +76,7 @@ class _Window:
     wall: float
     cpu: float
     client_cpu: float
+    core_busy: float
 
     def common(self) -> Sample:
         """What every sample of a load holds."""
@@ -84,6 +85,7 @@ class _Window:
             "cpu_s": self.cpu,
             "server_busy": self.cpu / self.wall,
             "client_busy": self.client_cpu / self.wall,
+            "others_busy": max(0.0, self.core_busy - self.cpu) / self.wall,
             "errors": float(self.load.seen.errors),
         }
 
@@ -102,12 +104,17 @@ async def _window(
         await load.open(connections, spread=spread)
         await load.run_for(settings.warmup if warmup is None else warmup)
         load.open_window()
-        cpu = server.cpu_seconds()
+        cpu, busy = server.cpu_seconds(), machine.core_busy_seconds(settings.cores.server)
         client = time.process_time()
         started = time.perf_counter()
         await load.run_for(settings.seconds)
-        wall = time.perf_counter() - started
-        return _Window(load, wall, server.cpu_seconds() - cpu, time.process_time() - client)
+        return _Window(
+            load,
+            wall=time.perf_counter() - started,
+            cpu=server.cpu_seconds() - cpu,
+            client_cpu=time.process_time() - client,
+            core_busy=machine.core_busy_seconds(settings.cores.server) - busy,
+        )
     finally:
         await load.stop()
 

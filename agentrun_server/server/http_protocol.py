@@ -38,48 +38,55 @@ them apart.
 """
 
 import asyncio
-import contextlib
 import functools
-import ipaddress
-import json
-import logging
-import re
-import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, cast
-from urllib.parse import unquote_to_bytes
 
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from agentrun_server.config import ServerConfig
 from agentrun_server.errors import (
-    APIError,
     ConfigurationError,
-    InvalidRequestError,
     MethodNotAllowedError,
-    PayloadTooLargeError,
     RequestTimeoutError,
     ServiceUnavailableError,
     TooManyRequestsError,
 )
+from agentrun_server.observability.logs import get_logger
 from agentrun_server.server.http_cycle import Cycle
+from agentrun_server.server.http_head import (
+    CHUNKED,
+    FRAMING_HEADERS,
+    check_host,
+    head_bytes,
+    read_framing,
+    split_target,
+)
+from agentrun_server.server.http_refusal import (
+    MAX_TARGET_BYTES,
+    Headers,
+    RefusedError,
+    answer_bytes,
+    answer_parts,
+    body_too_large,
+    head_too_large,
+    internal_error,
+    new_request_id,
+    refusal_of,
+    target_too_long,
+    version_not_supported,
+)
 
 __all__ = ["GuardedHttpToolsProtocol", "HttpLimits", "http_limits_of"]
 
-logger = logging.getLogger("agentrun_server.http")
+logger = get_logger("agentrun_server.http")
 
-Headers = list[tuple[bytes, bytes]]
-
-_SLASH = ord("/")
-MAX_TARGET_BYTES = 16 * 1024
-"""Longest request target; browsers and proxies stop far below."""
 MAX_PIPELINED = 64
 """Requests of a connection that wait for an earlier answer. Each costs KiBs, and one read holds thousands."""
 MIN_BODY_RATE = 8 * 1024
@@ -88,8 +95,6 @@ PAUSED_CHECK_SECONDS = 1.0
 """How often a connection that is not being read is looked at; its deadline stands still meanwhile."""
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
-CHUNKED = -1
-"""Stands for the length of a body that tells its length as it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,215 +169,6 @@ _IDLE, _HEAD, _BODY = Phase.IDLE, Phase.HEAD, Phase.BODY
 _REFUSED, _CLOSING = Phase.REFUSED, Phase.CLOSING
 
 
-class RefusedError(Exception):
-    """A request that is not handed to the app: what the caller is told, and the short reason for the log."""
-
-    def __init__(self, reason: str, error: APIError) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.error = error
-
-
-def _bad_request(reason: str, message: str, *, status: int = 400, code: str = "invalid_http_request") -> RefusedError:
-    error = InvalidRequestError(message, code=code, status_code=status)
-    # Stock clients repeat a 5xx; what is not supported now will not be supported in half a second.
-    return RefusedError(reason, error.no_retry() if status >= 500 else error)
-
-
-def _head_too_large(reason: str, message: str) -> RefusedError:
-    return _bad_request(reason, message, status=431, code="request_header_fields_too_large")
-
-
-def _target_too_long() -> RefusedError:
-    message = f"The request target is longer than {MAX_TARGET_BYTES} bytes."
-    return _bad_request("target_length", message, status=414, code="uri_too_long")
-
-
-def _body_too_large(limit: int) -> RefusedError:
-    return RefusedError("body_bytes", PayloadTooLargeError(f"The request body is longer than {limit} bytes."))
-
-
-def _version_not_supported() -> RefusedError:
-    message = "This server speaks HTTP/1.1 and HTTP/1.0."
-    return _bad_request("version", message, status=505, code="http_version_not_supported")
-
-
-# --- reading a head
-
-_READ_HEADERS = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
-
-# RFC 3986 §3.2.2, §3.2.3. Possessive (++), so that no input makes it backtrack. The name may not be empty: an
-# http URI without a host is invalid (RFC 9110 §4.2.1).
-_HOST = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]++|%[0-9A-Fa-f]{2})++(?::[0-9]{0,5})?")
-_HOST_LITERAL = re.compile(rb"\[([0-9A-Fa-f:.]++)\](?::[0-9]{0,5})?")
-_ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*+)([^?#]*+)(.*)", re.IGNORECASE | re.DOTALL)
-_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-
-
-def read_framing(version: str, headers: Headers) -> tuple[bytes | None, int]:
-    """Return the Host and the length of the body (or `CHUNKED`) that the headers tell.
-
-    Raises:
-        RefusedError: RFC 9112 §3.2 or §6 forbids what they say, or leaves two readings of it.
-    """
-    host = length = coding = None
-    for name, value in headers:
-        if name == b"host":
-            if host is not None:
-                raise _bad_request("host", "The request has more than one Host header.")
-            host = value
-        elif name == b"content-length":
-            if length is not None:
-                raise _bad_request("content_length", "The request has more than one Content-Length header.")
-            length = value
-        elif name == b"transfer-encoding":
-            # Several lines of a list are one list (RFC 9110 §5.3).
-            coding = value if coding is None else coding + b"," + value
-    if host is None and version == "1.1":
-        raise _bad_request("host", "An HTTP/1.1 request needs a Host header.")
-    if coding is not None:
-        _check_transfer_encoding(version, coding, has_length=length is not None)
-        return host, CHUNKED
-    if length is None:
-        return host, 0
-    return host, int(length) if length.isdigit() else _content_length(length)
-
-
-def check_host(host: bytes) -> None:
-    """Refuse what is no ``uri-host [":" port]`` (RFC 9110 §7.2)."""
-    host = host.rstrip(b" \t")
-    if _HOST.fullmatch(host) is not None:
-        return
-    match = _HOST_LITERAL.fullmatch(host)
-    if match is not None:
-        with contextlib.suppress(ValueError):
-            ipaddress.IPv6Address(match[1].decode("ascii"))
-            return
-    raise _bad_request("host", "The Host header is not a valid host name.")
-
-
-def _content_length(value: bytes) -> int:
-    value = value.rstrip(b" \t")  # optional whitespace, which llhttp leaves at the end of a value
-    if not value.isdigit():
-        raise _bad_request("content_length", "The Content-Length header is not a number.")
-    return int(value)
-
-
-def _check_transfer_encoding(version: str, coding: bytes, *, has_length: bool) -> None:
-    if has_length:
-        # One of the two is wrong, and a proxy in front may have believed the other one (RFC 9112 §6.3).
-        raise _bad_request("transfer_encoding", "Content-Length and Transfer-Encoding exclude each other.")
-    if version == "1.0":
-        raise _bad_request("transfer_encoding", "HTTP/1.0 has no Transfer-Encoding.")
-    codings = coding.lower().replace(b"\t", b" ").split(b",")
-    if codings[-1].strip(b" ") == b"chunked" and len(codings) == 1:
-        return
-    if any(name.strip(b" ") not in (b"", b"chunked") for name in codings):
-        raise _bad_request(
-            "transfer_encoding",
-            "The only Transfer-Encoding this server understands is chunked.",
-            status=501,
-            code="transfer_encoding_not_supported",
-        )
-    raise _bad_request("transfer_encoding", "The Transfer-Encoding header is malformed.")
-
-
-def split_target(method: str, target: bytes, headers: Headers) -> tuple[str, bytes, bytes]:
-    """Return the decoded path, the path as sent and the query of a request target (RFC 9112 §3.2).
-
-    The authority of an absolute target takes the place of the Host header in `headers`.
-    """
-    if target[0] != _SLASH:
-        if target == b"*" and method == "OPTIONS":
-            return "*", b"*", b""
-        target = _origin_form(target, headers)
-    # A str is searched five times faster than bytes are.
-    path = target.decode("ascii", "replace")
-    if "#" in path or "\ufffd" in path:
-        raise _bad_request("target", "The request target contains a character that must be escaped.")
-    query = b""
-    if "?" in path:
-        target, _, query = target.partition(b"?")
-        path = target.decode("ascii")
-    return (_unescape(target) if "%" in path else path), target, query
-
-
-def _origin_form(target: bytes, headers: Headers) -> bytes:
-    match = _ABSOLUTE_FORM.fullmatch(target)
-    if match is None:
-        raise _bad_request("target", "The request target is neither a path nor an http URL.")
-    authority, path, rest = match.groups()
-    check_host(authority)
-    for index, (name, _) in enumerate(headers):
-        if name == b"host":
-            headers[index] = (name, authority)
-    return (path or b"/") + rest
-
-
-def _unescape(raw_path: bytes) -> str:
-    if _BAD_ESCAPE.search(raw_path) is None:
-        try:
-            path = unquote_to_bytes(raw_path).decode("utf-8")
-        except UnicodeDecodeError:
-            pass
-        else:
-            if "\0" not in path:
-                return path
-    raise _bad_request("target", "The path of the request is not validly percent-encoded UTF-8.")
-
-
-def _head_bytes(method: str, url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """Return what a head took on the wire, optional whitespace left out."""
-    request_line = len(method) + len(url) + len("  HTTP/1.1\r\n")
-    return request_line + sum(len(name) + len(value) + len(": \r\n") for name, value in headers) + 2
-
-
-def _refusal_of(exc: httptools.HttpParserError) -> RefusedError:
-    """Turn an error of the parser into what the caller is told."""
-    cause = exc.__context__
-    if isinstance(cause, RefusedError):
-        return cause
-    if isinstance(exc, httptools.HttpParserCallbackError):
-        logger.error("error while reading a request", exc_info=cause)
-        return RefusedError("internal", _internal_error())
-    reason = str(exc)
-    # The preface of HTTP/2 ("PRI * HTTP/2.0") is a version too.
-    if reason == "Invalid HTTP version" or "PRI/Upgrade" in reason or "Connection Preface" in reason:
-        return _version_not_supported()
-    # llhttp's reasons are fixed sentences; nothing of the request is in them.
-    return _bad_request("syntax", f"Invalid HTTP request: {reason}.")
-
-
-# --- answering
-
-
-def _internal_error() -> APIError:
-    # Code of the app may have run: tell stock clients not to run it twice.
-    return APIError("The server had an error while processing your request.", code="internal_error").no_retry()
-
-
-def _request_id() -> str:
-    return f"req_{uuid.uuid4().hex}"
-
-
-def _answer_parts(error: APIError, request_id: str) -> tuple[Headers, bytes]:
-    body = json.dumps(error.body()).encode("ascii")
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", request_id.encode("ascii")),
-        (b"connection", b"close"),
-        *error.headers,
-    ]
-    return headers, body
-
-
-def _answer_bytes(error: APIError, request_id: str, default_headers: Headers, *, head_only: bool) -> bytes:
-    headers, body = _answer_parts(error, request_id)
-    lines = [name + b": " + value + b"\r\n" for name, value in (*default_headers, *headers)]
-    return b"".join([STATUS_LINE[error.status_code], *lines, b"\r\n", b"" if head_only else body])
-
-
 class _Cycle(Cycle):
     """A request and its response, with an error of the app answered in OpenAI's shape."""
 
@@ -380,12 +176,12 @@ class _Cycle(Cycle):
         """Answer for an app that raised, or returned, without an answer."""
         if self.disconnected:
             return
-        request_id = _request_id()
+        request_id = new_request_id()
         logger.warning(
             "request failed in the app",
             extra={"reason": "app", "status": 500, "client": self.scope["client"], "request_id": request_id},
         )
-        headers, body = _answer_parts(_internal_error(), request_id)
+        headers, body = answer_parts(internal_error(), request_id)
         await self.send({"type": "http.response.start", "status": 500, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -608,14 +404,14 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as exc:
             rest = memoryview(data)[exc.args[0] :]
         except httptools.HttpParserError as exc:
-            self._refuse(_refusal_of(exc))
+            self._refuse(refusal_of(exc))
             return
         else:
             # At the end of a request nothing is left to watch.
             if self._phase is not _IDLE or (phase is _IDLE and self.cycle is cycle):
                 self._after_slice(phase, cycle, size)
             return
-        # Not in the except block: errors behind the upgrade would carry the wrong context (see _refusal_of).
+        # Not in the except block: errors behind the upgrade would carry the wrong context (see refusal_of).
         self._on_upgrade(phase, cycle, rest)
 
     def _receive_slices(self, data: memoryview) -> None:
@@ -648,7 +444,7 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         else:
             self._head_bytes += size
         if len(self.url) > MAX_TARGET_BYTES:
-            raise _target_too_long()
+            raise target_too_long()
         if self._head_bytes - self._head_slack > limits.max_header_bytes:
             raise self._too_many_header_bytes()
         if len(self.headers) > limits.max_header_count:
@@ -667,7 +463,7 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         self._credited = self._received
         # Chunk extensions and trailers are not stored, but a client could send them for ever.
         if self._length == CHUNKED and self._chunked_bytes > limits.max_body_bytes + limits.max_header_bytes:
-            raise _body_too_large(limits.max_body_bytes)
+            raise body_too_large(limits.max_body_bytes)
 
     def _check_noise(self, size: int) -> None:
         """Bound, in number and time, the empty lines that may stand before a request line (RFC 9112 §2.2)."""
@@ -722,7 +518,7 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         """Store a header (or, after a chunked body, a trailer), as uvicorn does."""
         name = name.lower()
         header = (name, value)
-        if name in _READ_HEADERS:
+        if name in FRAMING_HEADERS:
             self._framing.append(header)
             if name == b"expect":
                 self.expect_100_continue = value.lower() == b"100-continue"
@@ -737,15 +533,15 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         scope["method"] = method
         if version != "1.1":
             if version != "1.0":
-                raise _version_not_supported()
+                raise version_not_supported()
             scope["http_version"] = version
         if len(self.url) > MAX_TARGET_BYTES:
-            raise _target_too_long()
+            raise target_too_long()
         if len(headers) > limits.max_header_count:
             raise self._too_many_headers()
         if (
             self._head_bytes + self._slice > limits.max_header_bytes
-            and _head_bytes(method, self.url, headers) > limits.max_header_bytes
+            and head_bytes(method, self.url, headers) > limits.max_header_bytes
         ):
             raise self._too_many_header_bytes()
         host, length = read_framing(version, self._framing)
@@ -753,7 +549,7 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
             check_host(host)
             self._host = host
         if length > limits.max_body_bytes:
-            raise _body_too_large(limits.max_body_bytes)
+            raise body_too_large(limits.max_body_bytes)
 
         phase = _BODY
         if parser.should_upgrade():
@@ -813,7 +609,7 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         """Buffer a piece of the body, or drop it when the request has been answered already."""
         self._received += len(body)
         if self._length == CHUNKED and self._received > self.limits.max_body_bytes:
-            raise _body_too_large(self.limits.max_body_bytes)
+            raise body_too_large(self.limits.max_body_bytes)
         cycle = self.cycle
         if cycle.response_complete:
             return
@@ -847,11 +643,11 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
 
     def _too_many_header_bytes(self) -> RefusedError:
         message = f"The request line and headers are longer than {self.limits.max_header_bytes} bytes."
-        return _head_too_large("header_bytes", message)
+        return head_too_large("header_bytes", message)
 
     def _too_many_headers(self) -> RefusedError:
         message = f"The request has more than {self.limits.max_header_count} headers."
-        return _head_too_large("header_count", message)
+        return head_too_large("header_count", message)
 
     # --- the end of an answer
 
@@ -874,7 +670,7 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
 
     def _refuse(self, refusal: RefusedError) -> None:
         """Read no more from this connection; answer as soon as all earlier requests are answered."""
-        error, request_id = refusal.error, _request_id()
+        error, request_id = refusal.error, new_request_id()
         logger.warning(
             "request refused: %s",
             refusal.reason,
@@ -892,7 +688,7 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         self._stop_timer()
         if not is_started or self._take_back(self.cycle):
             default_headers = self.server_state.default_headers
-            self._answer = _answer_bytes(error, request_id, default_headers, head_only=head_only)
+            self._answer = answer_bytes(error, request_id, default_headers, head_only=head_only)
         if self._running is None or self._running.response_complete:
             self._begin_closing(self._answer)
         else:

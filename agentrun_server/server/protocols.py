@@ -124,6 +124,6 @@ class OpenAIProtocolHandler(BaseProtocolHandler):
 
     def as_fastapi_router(self, agent_invoker: AgentInvoker) -> "APIRouter":
         """Return the routes, documented. A server answers them itself, before FastAPI is asked."""
-        from agentrun_server.server.fastapi_app import openai_router
+        from agentrun_server.server.openai_routes import openai_router
 
-        return openai_router(agent_invoker)
+        return openai_router(agent_invoker.chat, agent_invoker.agents)

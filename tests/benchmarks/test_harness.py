@@ -310,6 +310,21 @@ def test_results_survive_being_written(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["records"][3]["sample"]["latency_p99_ms"] is None
 
 
+def test_rounds_can_be_added_to_an_earlier_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "results.json"
+    results = some_results()
+    results.rounds = 7  # it was interrupted
+    results.write(path)
+
+    # No workload is named, so nothing is measured.
+    assert command.main(["--only", "", "--peers", "raw", "--add-to", str(path), "--rounds", "3"]) == 0
+
+    again = Results.read(path)
+    assert again.rounds == again.measured_rounds() == 2
+    assert len(again.records) == len(results.records)
+    assert "Medians of 2 rounds" in capsys.readouterr().out
+
+
 # --- payloads, machine, peers
 
 

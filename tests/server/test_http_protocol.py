@@ -25,14 +25,13 @@ from uvicorn.server import ServerState
 from agentrun_server.config import ServerConfig
 from agentrun_server.errors import ConfigurationError
 from agentrun_server.server import http_protocol
+from agentrun_server.server.http_head import CHUNKED, read_framing
 from agentrun_server.server.http_protocol import (
-    CHUNKED,
     GuardedHttpToolsProtocol,
     HttpLimits,
-    RefusedError,
     http_limits_of,
-    read_framing,
 )
+from agentrun_server.server.http_refusal import RefusedError
 from tests.server.http_corpus import CASES, LIMITS, Case
 
 PATIENCE = 10.0
