@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import datetime as dt
 import gc
-import os
 import signal
 import sys
 from collections.abc import Coroutine

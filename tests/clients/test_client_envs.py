@@ -79,7 +79,7 @@ def test_an_environment_left_half_made_is_made_again(made: list[Path], tmp_path:
 def test_a_failed_installation_says_why_and_leaves_no_stamp(
     requirements: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_envs, "_make_with_pip", client_envs._make_with_uv)  # pip says it more slowly
+    monkeypatch.setattr(client_envs, "_make_with_uv", client_envs._make_with_pip)  # uv may not be there yet
     requirements.write_text("./no/such/package\n")
 
     with pytest.raises(client_envs.InstallError, match="no/such/package"):

@@ -629,7 +629,8 @@ class TestFailures:
         async with client_of(fails_at_once, raise_app_exceptions=False) as client:
             response = await client.get("/")
         assert (response.status_code, response.text) == (500, "Internal Server Error")
-        assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["before the head"]
+        errors = [record for record in caplog.records if record.levelname == "ERROR" and record.exc_info]
+        assert [str(record.exc_info[1]) for record in errors if record.exc_info] == ["before the head"]
 
     async def test_an_exception_in_the_middle_comes_after_what_was_sent(self) -> None:
         async with client_of(fails_after_a_chunk) as client, client.stream("GET", "/") as response:
