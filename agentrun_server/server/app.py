@@ -187,6 +187,7 @@ class AgentRunServer:
                 raise  # too late for an answer: the server closes the connection
             await answer_error(exchange.send, AgentFailedError("The server had an error.", code="internal_error"))
         finally:
+            exchange.close()
             if self._access_log is not None and not exchange.quiet:
                 self._access_log.write(
                     scope, exchange.status or 499, exchange.elapsed(), exchange.request_id, exchange.facts

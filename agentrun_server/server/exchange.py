@@ -55,6 +55,13 @@ class Exchange:
             )
         return self._send(message)
 
+    def close(self) -> None:
+        """Let go of the connection: the scope holds this object, and the connection holds the scope.
+
+        Without this every request would leave a reference cycle behind, for the garbage collector to find.
+        """
+        self._send = _nowhere
+
     def elapsed(self) -> float:
         """Return the seconds since the request came."""
         return time.perf_counter() - self.started
@@ -91,6 +98,10 @@ def client_request_id(scope: Scope) -> str | None:
             text = value.decode("latin-1")
             return text if _SAFE_ID.fullmatch(text) else None
     return None
+
+
+async def _nowhere(message: Message) -> None:
+    """Take what is sent after the end of an exchange."""
 
 
 async def answer(
