@@ -19,7 +19,7 @@ from agentrun_server.observability.logs import redact
 __all__ = ["AccessLog"]
 
 _DELAY = 0.2
-_MAX_LINES = 64
+_MAX_LINES = 256
 
 _logger = logging.getLogger("agentrun_server.access")
 
