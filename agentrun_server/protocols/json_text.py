@@ -9,10 +9,11 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Callable
 from json.encoder import encode_basestring as _quote
 from typing import Any
 
-__all__ = ["dumps", "quote"]
+__all__ = ["dumps", "quote", "quote_of"]
 
 _UNSAFE = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 
@@ -29,6 +30,11 @@ def quote(text: str) -> str:
     if text.isascii():
         return _quote(text)
     return _UNSAFE.sub(_escape, _quote(text))
+
+
+def quote_of(text: str) -> Callable[[str], str]:
+    """Return the quickest function that quotes every part of `text` as `quote` does."""
+    return _quote if text.isascii() else quote
 
 
 def dumps(value: Any) -> str:

@@ -20,6 +20,8 @@ from agentrun_server.server.attachment import Attachment
 
 __all__ = ["Encoder", "pump"]
 
+_CHUNK_SIZE = 256
+"""What a piece of text takes on the wire beside itself, about."""
 _MAX_BATCH = 64 * 1024
 _MAX_DELAY = 0.001
 
@@ -30,6 +32,15 @@ class Encoder(Protocol):
     @property
     def ended(self) -> bool:
         """Nothing more of the agent will be shown."""
+        ...
+
+    @property
+    def plain(self) -> bool:
+        """A piece of text means nothing but itself now: many can be fed together."""
+        ...
+
+    def feed_texts(self, texts: list[str]) -> str:
+        """Take pieces of text, of which none is empty, while `plain`; as `feed` for each."""
         ...
 
     def feed(self, item: str | TypedEvent) -> str:
@@ -46,29 +57,49 @@ async def pump(attachment: Attachment, source: AsyncGenerator[Any, None], encode
     """
     pumping = _Pump(attachment, encoder, begun)
     await drive(pumping.run(source), pumping.before_wait)
-    return "".join(pumping.parts)
+    return pumping.take()
 
 
 class _Pump:
-    """One run of an agent: what it has said and has not been sent (`parts`), and whether it had to wait (`waited`)."""
+    """One run of an agent: what it has said and has not been sent, and whether it had to wait (`waited`).
 
-    __slots__ = ("attachment", "encoder", "parts", "waited")
+    What has not been sent is `parts`, ready for the wire, and behind them `texts`, which are encoded together.
+    """
+
+    __slots__ = ("attachment", "encoder", "parts", "texts", "waited")
 
     def __init__(self, attachment: Attachment, encoder: Encoder, begun: str) -> None:
         self.attachment = attachment
         self.encoder = encoder
         self.parts = [begun] if begun else []
+        self.texts: list[str] = []
         self.waited = False
+
+    def take(self) -> str:
+        """Return what has not been sent, and forget it."""
+        if self.texts:
+            self.encode_texts()
+        text = "".join(self.parts)
+        self.parts.clear()
+        return text
+
+    def encode_texts(self) -> None:
+        """Make parts of the texts."""
+        written = self.encoder.feed_texts(self.texts)
+        self.texts.clear()
+        if written:
+            self.parts.append(written)
 
     def before_wait(self) -> Coroutine[Any, Any, None] | None:
         """Send what is there before the agent waits, and watch the client from now on."""
         self.waited = True
         self.attachment.before_wait()
-        return self._flush_or_keep() if self.parts else None
+        return self._flush_or_keep() if self.parts or self.texts else None
 
     async def _flush_or_keep(self) -> None:
-        text = "".join(self.parts)
-        self.parts.clear()
+        text = self.take()
+        if not text:
+            return  # an answer that is no stream is written at its end
         try:
             await self.attachment.write(text)
         except asyncio.CancelledError:
@@ -76,10 +107,10 @@ class _Pump:
             self.parts.insert(0, text)
             raise
 
-    def _flush(self) -> Coroutine[Any, Any, None]:
-        text = "".join(self.parts)
-        self.parts.clear()
-        return self.attachment.write(text)
+    async def _flush(self) -> None:
+        text = self.take()
+        if text:
+            await self.attachment.write(text)
 
     async def run(self, source: AsyncGenerator[Any, None]) -> None:
         """Feed the encoder until the agent or the answer has ended, then close the agent."""
@@ -87,8 +118,7 @@ class _Pump:
             await self._feed(source)
         except Exception:
             # What the agent said before it failed is the client's: the error follows it in the stream.
-            if self.parts:
-                await self._flush()
+            await self._flush()
             raise
         finally:
             await _close(source)
@@ -97,21 +127,26 @@ class _Pump:
 
     # What runs for each token is in this loop; a call would cost more than what it does.
     async def _feed(self, source: AsyncGenerator[Any, None]) -> None:
-        attachment, encoder, parts = self.attachment, self.encoder, self.parts
+        attachment, encoder, parts, texts = self.attachment, self.encoder, self.parts, self.texts
         feed, clock = encoder.feed, time.monotonic
         size = 0
         turn = attachment.last_write  # when the event loop last had one
         async for item in source:
-            text = feed(item) if type(item) is str and item else _feed_all(encoder, item)
-            if text:
-                parts.append(text)
-                size += len(text)
+            if type(item) is str and item and encoder.plain:
+                texts.append(item)
+                size += len(item) + _CHUNK_SIZE
+            else:
+                if texts:
+                    self.encode_texts()
+                text = feed(item) if type(item) is str and item else _feed_all(encoder, item)
+                if text:
+                    parts.append(text)
+                    size += len(text)
             now = clock()
             if self.waited or size >= _MAX_BATCH or now - turn > _MAX_DELAY:
                 if attachment.run.stop_reason is not None:
                     return
-                if parts:
-                    await self._flush()
+                await self._flush()
                 if not self.waited:
                     attachment.watch()
                     await asyncio.sleep(0)

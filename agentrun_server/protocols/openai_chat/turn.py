@@ -97,12 +97,12 @@ class Turn:
         "_max_bytes",
         "_new_id",
         "_options",
-        "_plain",
         "_seq",
         "_settings",
         "_stop",
         "ended",
         "finish_reason",
+        "plain",
         "reasoning_bytes",
         "reported",
         "text_bytes",
@@ -129,7 +129,7 @@ class Turn:
         self._calls: CallBook | None = None  # most answers call nothing
         self._annotations: list[dict[str, Any]] = []
         self._stop = StopFilter(options.stop) if options.stop else None
-        self._plain = False
+        self.plain = False
         """Text can be taken at once: nothing to look for in it, nothing to add to it, no limit or end reached."""
         self.ended = False
         self.finish_reason = "stop"
@@ -194,7 +194,7 @@ class Turn:
                 # Not the end yet: an upstream model tells its usage after its finish reason.
                 if event.reason != "stop":  # with calls of the client's tools, "stop" would leave them unanswered
                     self.finish_reason = event.reason
-                self._plain = False
+                self.plain = False
                 return ""
             case Interrupt():
                 return self._interrupt(event)
@@ -250,7 +250,7 @@ class Turn:
         return text.encode("utf-8", "replace")[:room].decode("utf-8", "ignore")
 
     def _cut(self) -> None:
-        self.finish_reason, self.ended, self._plain = "length", True, False
+        self.finish_reason, self.ended, self.plain = "length", True, False
 
     def _reasoning(self, event: ReasoningDelta) -> str:
         text = _replaced(event.text, event.addition, "reasoning_content", "reasoning")
