@@ -17,9 +17,12 @@ from typing import Any, Literal, TypeVar
 
 from agentrun_server.errors import ConfigurationError
 
-__all__ = ["ENV_PREFIX", "OpenAIProtocolConfig", "ProtocolConfig", "ServerConfig", "parse_setting"]
+__all__ = ["ENV_PREFIX", "MIN_BODY_RATE", "OpenAIProtocolConfig", "ProtocolConfig", "ServerConfig", "parse_setting"]
 
 ENV_PREFIX = "AGENTRUN_"
+
+MIN_BODY_RATE = 8 * 1024
+"""Bytes a second; a slower body makes no progress: it is a trickle meant to hold the connection."""
 
 T = TypeVar("T")
 

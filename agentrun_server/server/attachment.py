@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentrun_server.config import ServerConfig
+from agentrun_server.config import MIN_BODY_RATE, ServerConfig
 from agentrun_server.core.request import AgentRequest
 from agentrun_server.errors import (
     AgentTimeoutError,
@@ -42,7 +42,6 @@ _STREAM_HEAD = [
 ]
 _SLICE = 64 * 1024
 _LAST_WORDS_TIMEOUT = 1.0
-_MIN_BODY_RATE = 8192  # bytes a second; a slower body is a trickle meant to hold the connection
 
 
 def _first_event_timeout() -> APIError:
@@ -277,7 +276,7 @@ class Attachment:
             if now - self.stopped_at > config.cancel_grace and not self.abandoned:
                 self._abandon()
         elif self.body_started:
-            if now - self.body_started > config.body_timeout + self.body_received / _MIN_BODY_RATE:
+            if now - self.body_started > config.body_timeout + self.body_received / MIN_BODY_RATE:
                 self._refuse_body()
         elif (
             self.blocked_since and config.write_timeout is not None and now - self.blocked_since > config.write_timeout

@@ -50,7 +50,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from agentrun_server.config import ServerConfig
+from agentrun_server.config import MIN_BODY_RATE, ServerConfig
 from agentrun_server.errors import (
     ConfigurationError,
     MethodNotAllowedError,
@@ -89,8 +89,6 @@ logger = get_logger("agentrun_server.http")
 
 MAX_PIPELINED = 64
 """Requests of a connection that wait for an earlier answer. Each costs KiBs, and one read holds thousands."""
-MIN_BODY_RATE = 8 * 1024
-"""Bytes per second below which a body makes no progress."""
 PAUSED_CHECK_SECONDS = 1.0
 """How often a connection that is not being read is looked at; its deadline stands still meanwhile."""
 LINGER_SECONDS = 2.0
