@@ -95,13 +95,23 @@ def _choice(*values: str) -> Callable[[str], Any]:
     return parse
 
 
-def _setting(name: str, parse: Callable[[str], Any], default: Any) -> Any:
+def _optional_text(text: str) -> str | None:
+    """Read a text or ``none``. Nothing at all is a slip: an empty variable must not turn a check off."""
+    text = text.strip()
+    if not text:
+        raise ValueError("must not be empty; write none for no value")
+    return None if text.lower() in _NONE else text
+
+
+def _setting(name: str, parse: Callable[[str], Any], default: Any, *, secret: bool = False) -> Any:
     """Declare a dataclass field whose default is looked up in the environment when the config is built.
 
+    A secret is shown nowhere and has no flag: other users of the machine can read command lines.
     Typed `Any`, as `dataclasses.field` itself is to a type checker: the annotation of the field counts.
     """
     factory: Any = lambda: parse_setting(name, parse, default, os.environ)  # noqa: E731
-    return dataclasses.field(default_factory=factory, metadata={"default": default, "parse": parse})
+    metadata = {"default": default, "parse": parse, "secret": secret}
+    return dataclasses.field(default_factory=factory, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +203,47 @@ class ServerConfig:
     max_output_bytes: int = _setting("max_output_bytes", _int, 50 * 1024 * 1024)
     """An answer longer than this ends with finish reason ``length``."""
 
+    # --- who may call; nothing is checked unless one of the first three is set
+    auth_jwks_url: str | None = _setting("auth_jwks_url", _optional_text, None)
+    """Where the issuer of JSON web tokens publishes its signing keys."""
+    auth_jwt_key: str | None = _setting("auth_jwt_key", _optional_text, None, secret=True)
+    """The secret (HS algorithms) or public key in PEM that signs tokens, in place of `auth_jwks_url`."""
+    auth_keys_file: str | None = _setting("auth_keys_file", _optional_text, None)
+    """File of API keys, made with ``agentrun-server keys``."""
+    auth_keys_pepper: str | None = _setting("auth_keys_pepper", _optional_text, None, secret=True)
+    """Secret that API keys are hashed with; without it, the file ``<auth_keys_file>.pepper``."""
+    auth_issuer: str | None = _setting("auth_issuer", _optional_text, None)
+    """``iss`` of the tokens."""
+    auth_audience: Sequence[str] = _setting("auth_audience", _list, ())
+    """``aud`` under which tokens are meant for this server."""
+    auth_jwt_algorithms: Sequence[str] = _setting("auth_jwt_algorithms", _list, ("RS256",))
+    """How tokens are signed: algorithms of one family."""
+    auth_leeway: float = _setting("auth_leeway", _float, 30.0)
+    auth_max_lifetime: float | None = _setting("auth_max_lifetime", _optional_float, 24 * 3600.0)
+    """Tokens that are valid for longer are refused."""
+    auth_jwks_private: bool = _setting("auth_jwks_private", _bool, False)
+    """The host of `auth_jwks_url` may have a private address."""
+    auth_jwks_ca_file: str | None = _setting("auth_jwks_ca_file", _optional_text, None)
+    """Certificate authorities for `auth_jwks_url`, in place of the usual ones."""
+    auth_required_scopes: Sequence[str] = _setting("auth_required_scopes", _list, ())
+    auth_public_paths: Sequence[str] = _setting("auth_public_paths", _list, ())
+    """Paths that need no credential, compared exactly. Probes never need one."""
+    auth_model_scopes: Literal["optional", "required"] = _setting(
+        "auth_model_scopes", _choice("optional", "required"), "optional"
+    )
+    """``optional``: a caller with scopes like ``models:research`` may use these models alone, one without any may use
+    all. ``required``: nobody may use a model without its scope."""
+    trusted_proxies: Sequence[str] = _setting("trusted_proxies", _list, ())
+    """Networks (CIDR) of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed."""
+
+    # --- how much each caller may ask for
+    rate_limit_requests: float | None = _setting("rate_limit_requests", _optional_float, None)
+    """Requests a minute."""
+    rate_limit_tokens: float | None = _setting("rate_limit_tokens", _optional_float, None)
+    """Tokens a minute, of questions and answers together."""
+    rate_limit_redis_url: str | None = _setting("rate_limit_redis_url", _optional_text, None, secret=True)
+    """Redis that holds the limits of all workers and replicas together; without it, each has its own."""
+
     # --- observability
     access_log: bool = _setting("access_log", _bool, True)
     log_format: Literal["auto", "json", "text"] = _setting("log_format", _choice("auto", "json", "text"), "auto")
@@ -213,6 +264,10 @@ class ServerConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigurationError(f"{name} must be more than 0 seconds (or None, where a limit can be off)")
+        for name in ("rate_limit_requests", "rate_limit_tokens", "auth_max_lifetime"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigurationError(f"{name} must be more than 0, or None for no limit")
         for name in ("max_queued_runs", "queue_timeout", "cancel_grace", "drain_timeout", "response_hold"):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:

@@ -8,6 +8,8 @@
     ├── GrammarError                an agent yielded an event that may not follow the ones before it
     └── APIError                    an answer to the caller, as OpenAI's error object with a status
         ├── InvalidRequestError     400
+        ├── AuthenticationError     401
+        ├── PermissionDeniedError   403
         ├── NotFoundError           404
         ├── MethodNotAllowedError   405
         ├── RequestTimeoutError     408
@@ -31,12 +33,14 @@ __all__ = [
     "AgentFailedError",
     "AgentRunServerError",
     "AgentTimeoutError",
+    "AuthenticationError",
     "ConfigurationError",
     "GrammarError",
     "InvalidRequestError",
     "MethodNotAllowedError",
     "NotFoundError",
     "PayloadTooLargeError",
+    "PermissionDeniedError",
     "RequestTimeoutError",
     "ServiceUnavailableError",
     "TooManyRequestsError",
@@ -129,6 +133,22 @@ class InvalidRequestError(APIError):
     status_code = 400
     type = "invalid_request_error"
     default_code = "invalid_value"
+
+
+class AuthenticationError(APIError):
+    """Nobody in front of the server has said who is calling."""
+
+    status_code = 401
+    type = "invalid_request_error"
+    default_code = "missing_api_key"
+
+
+class PermissionDeniedError(APIError):
+    """The caller is known and may not do this."""
+
+    status_code = 403
+    type = "invalid_request_error"
+    default_code = "insufficient_scope"
 
 
 class NotFoundError(APIError):

@@ -14,6 +14,7 @@ _COMMANDS = {
     "demo": "agentrun_server.cli.demo:demo_command",
     "chat": "agentrun_server.cli.chat:chat_command",
     "healthcheck": "agentrun_server.cli.healthcheck:healthcheck_command",
+    "keys": "agentrun_server.cli.keys:keys_command",
     "config": "agentrun_server.cli.config:config_command",
     "version": "agentrun_server.cli.commands:version_command",
 }

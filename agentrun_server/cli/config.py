@@ -31,8 +31,6 @@ __all__ = ["Row", "config_command", "effective"]
 
 _SETTINGS = (*NETWORK_SETTINGS, *SERVER_SETTINGS)
 
-_SECRET_WORDS = ("secret", "password", "token", "api_key", "credential")
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -46,7 +44,7 @@ class Row:
     @property
     def shown(self) -> str:
         """The value, masked when it is a secret."""
-        if self.value not in (None, "") and any(word in self.setting.name for word in _SECRET_WORDS):
+        if self.value is not None and self.setting.secret:
             return "********"
         return value_text(self.value)
 

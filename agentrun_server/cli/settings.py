@@ -61,6 +61,8 @@ class Setting:
     flag: str = ""
     metavar: str = "TEXT"
     choices: tuple[str, ...] = ()
+    secret: bool = False
+    """It has no flag, and its value is never shown."""
     standard: tuple[str, ...] = ()
     """Variables of general use, read when ours is not set, and ignored when they hold something else."""
 
@@ -72,6 +74,8 @@ class Setting:
     @property
     def flags(self) -> tuple[str, ...]:
         """Each spelling on the command line."""
+        if self.secret:
+            return ()
         flag = self.flag or "--" + self.name.replace("_", "-")
         return (flag, "--no-" + flag[2:]) if self.kind == "switch" else (flag,)
 
@@ -277,6 +281,7 @@ _TIMES = "Time limits of a run"
 _ADMISSION = "How many at once"
 _REQUEST = "Limits of a request"
 _BROWSER = "Browsers"
+_CALLERS = "Who may call, and how much"
 
 # Section, help and unit of each field. A field without an entry still becomes a flag; a test asks for its
 # words.
@@ -318,6 +323,24 @@ _DESCRIPTIONS: Mapping[str, tuple[str, str, str]] = {
     "max_messages": (_REQUEST, "Most messages of a conversation.", "N"),
     "max_choices": (_REQUEST, "Largest 'n'; each choice is a run of its own.", "N"),
     "max_output_bytes": (_REQUEST, "End a longer answer with finish reason 'length'.", "BYTES"),
+    "auth_jwks_url": (_CALLERS, "Where the issuer of JSON web tokens publishes its signing keys.", "URL"),
+    "auth_jwt_key": (_CALLERS, "Secret or public key that signs tokens, in place of a JWKS URL.", ""),
+    "auth_keys_file": (_CALLERS, "File of API keys; 'agentrun-server keys' makes them.", "FILE"),
+    "auth_keys_pepper": (_CALLERS, "Secret that API keys are hashed with.", ""),
+    "auth_issuer": (_CALLERS, "'iss' of the tokens.", "NAME"),
+    "auth_audience": (_CALLERS, "'aud' under which tokens are meant for this server; can be repeated.", "NAME"),
+    "auth_jwt_algorithms": (_CALLERS, "How tokens are signed, joined by commas: algorithms of one family.", "NAMES"),
+    "auth_leeway": (_CALLERS, "How far clocks may differ.", "SECONDS"),
+    "auth_max_lifetime": (_CALLERS, "Refuse tokens that are valid for longer; 'none' for no limit.", "SECONDS"),
+    "auth_jwks_private": (_CALLERS, "The JWKS URL may lead to a private address.", ""),
+    "auth_jwks_ca_file": (_CALLERS, "Certificate authorities for the JWKS URL, in place of the usual ones.", "FILE"),
+    "auth_required_scopes": (_CALLERS, "Scopes that every caller must have, joined by commas.", "SCOPES"),
+    "auth_public_paths": (_CALLERS, "Paths that need no credential, joined by commas.", "PATHS"),
+    "auth_model_scopes": (_CALLERS, "Whether a caller needs the scope 'models:NAME' to use a model.", ""),
+    "trusted_proxies": (_CALLERS, "Networks of proxies whose X-Forwarded-For is believed, joined by commas.", "CIDR"),
+    "rate_limit_requests": (_CALLERS, "Requests a minute for each caller.", "N"),
+    "rate_limit_tokens": (_CALLERS, "Tokens a minute for each caller.", "N"),
+    "rate_limit_redis_url": (_CALLERS, "Redis that holds the limits of all processes together.", ""),
     "access_log": (_LOGS, "Write a log line for each request.", ""),
     "log_format": (_LOGS, "Form of the log; auto: text on a terminal, JSON elsewhere.", ""),
     "trust_request_id": (_LOGS, "Take over X-Request-ID from the client; only behind a gateway.", ""),
@@ -350,6 +373,7 @@ def _server_setting(name: str, metadata: Mapping[str, Any], hint: Any) -> Settin
         flag=_FLAG_NAMES.get(name, ""),
         metavar=metavar or "TEXT",
         choices=_choices(hint),
+        secret=metadata["secret"],
     )
 
 
@@ -370,7 +394,7 @@ def setting_options(*groups: Sequence[Setting]) -> Callable[[_F], _F]:
     """Return a decorator that gives a click command one option for each setting."""
 
     def decorate(function: _F) -> _F:
-        for setting in reversed([setting for group in groups for setting in group]):
+        for setting in reversed([setting for group in groups for setting in group if not setting.secret]):
             function = setting.option()(function)
         return function
 

@@ -1,16 +1,24 @@
-"""Which agent answers to which model name."""
+"""Which agent answers to which model name, and who may use it.
 
+Scopes like ``models:research`` limit a caller to the models they name; `ServerConfig.auth_model_scopes` says what goes
+for callers without any. The refusal is the same whether a model exists or not, so it tells nobody what there is.
+"""
+
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from agentrun_server.errors import ConfigurationError, NotFoundError
+from agentrun_server.errors import ConfigurationError, NotFoundError, PermissionDeniedError
 from agentrun_server.invoker.agent import Agent, AgentCallable
 
 __all__ = ["DEFAULT_MODEL", "Agents"]
 
 DEFAULT_MODEL = "agentrun"
 """Id of a single agent that was given no other; the AgentRun SDK uses the same."""
+
+_SCOPE_PREFIX = "models:"
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}", re.ASCII)  # RFC 6749, section 3.3
 
 
 class Agents:
@@ -26,6 +34,7 @@ class Agents:
         model_name: str | None,
         *,
         strict: bool,
+        scopes_required: bool = False,
     ) -> None:
         if isinstance(invoke_agent, Mapping):
             if not invoke_agent:
@@ -36,15 +45,21 @@ class Agents:
             agent = Agent(invoke_agent)
             self._agents = {_model_id(model_name or DEFAULT_MODEL): agent}
             self._default = None if strict else agent
+        self._scopes_required = scopes_required
         self._created = int(time.time())
 
-    def find(self, model: str) -> Agent:
-        """Return the agent that answers to `model`.
+    def find(self, model: str, principal: Any = None) -> Agent:
+        """Return the agent that answers to `model` when `principal` asks.
 
         Raises:
+            PermissionDeniedError: `principal` may not use it, or there is none and `principal` may not know that.
             NotFoundError: there is none (``model_not_found``).
         """
         agent = self._agents.get(model, self._default)
+        if principal is not None or self._scopes_required:
+            # One agent answers to any name, but the scopes speak of its own.
+            own = self.first_model if agent is not None and agent is self._default else model
+            self._check_access(own, model, principal)
         if agent is None:
             raise NotFoundError(
                 "The model does not exist or you do not have access to it. GET /v1/models lists what there is.",
@@ -52,24 +67,45 @@ class Agents:
             )
         return agent
 
-    def describe(self, model: str) -> dict[str, Any]:
-        """Return the model object of `model`.
+    def _check_access(self, model: str, asked: str, principal: Any) -> None:
+        allowed = self._allowed(principal)
+        if allowed is not None and model not in allowed:
+            scope = f', scope="{_SCOPE_PREFIX}{asked}"' if _SCOPE.fullmatch(asked) else ""
+            raise PermissionDeniedError(
+                "The model does not exist or you do not have access to it. GET /v1/models lists those you may use.",
+                headers=((b"www-authenticate", f'Bearer realm="api", error="insufficient_scope"{scope}'.encode()),),
+            )
+
+    def _allowed(self, principal: Any) -> set[str] | None:
+        """Return the models that `principal` may use, None for all of them."""
+        scopes = getattr(principal, "scopes", None) or ()
+        named = {scope[len(_SCOPE_PREFIX) :] for scope in scopes if scope.startswith(_SCOPE_PREFIX)}
+        if "*" in named or not (named or self._scopes_required):
+            return None
+        return named
+
+    def describe(self, model: str, principal: Any = None) -> dict[str, Any]:
+        """Return the model object of `model`, for `principal`.
 
         Raises:
+            PermissionDeniedError: as for `find`.
             NotFoundError: it is not listed.
         """
+        self._check_access(model, model, principal)
         if model not in self._agents:
             raise NotFoundError("The model does not exist or you do not have access to it.", code="model_not_found")
         return {"id": model, "object": "model", "created": self._created, "owned_by": "agentrun-server"}
 
-    def list(self) -> dict[str, Any]:
-        """Return the list of all models."""
-        return {"object": "list", "data": [self.describe(model) for model in self._agents]}
+    def list(self, principal: Any = None) -> dict[str, Any]:
+        """Return the list of the models that `principal` may use."""
+        allowed = self._allowed(principal)
+        models = [model for model in self._agents if allowed is None or model in allowed]
+        return {"object": "list", "data": [self.describe(model, principal) for model in models]}
 
     @property
-    def first(self) -> Agent:
-        """The first agent: the one that protocols without model names run."""
-        return next(iter(self._agents.values()))
+    def first_model(self) -> str:
+        """The first model: the one that protocols without model names run."""
+        return next(iter(self._agents))
 
 
 def _model_id(name: object) -> str:

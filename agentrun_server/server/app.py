@@ -1,7 +1,7 @@
 """`AgentRunServer`: the whole server on one screen.
 
-A request passes: this object (request id, log line) → CORS → the user's middleware, unless it is a probe → `_dispatch`,
-which knows the few paths of its own by a dictionary. FastAPI is asked only for what is left: protocols of a user's own,
+A request passes: this object (request id, log line) → CORS → the middleware, unless it is a probe → `_dispatch`, which
+knows the few paths of its own by a dictionary. FastAPI is asked only for what is left: protocols of a user's own,
 documentation, routes added to `.app`. It is imported when one of these is wanted; a plain server never does.
 """
 
@@ -32,7 +32,15 @@ from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
 from agentrun_server.server.chat import ChatHandler
 from agentrun_server.server.drain import Drain
-from agentrun_server.server.exchange import EXCHANGE, Exchange, answer, answer_error, client_request_id
+from agentrun_server.server.exchange import (
+    EXCHANGE,
+    Exchange,
+    answer,
+    answer_error,
+    client_request_id,
+    principal_of,
+)
+from agentrun_server.server.front import VERIFY_PATH, front_middleware, verify
 from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler
 from agentrun_server.server.sweeper import Sweeper
 
@@ -78,7 +86,7 @@ class AgentRunServer:
         protocols: the protocols to serve; the OpenAI protocol when left out.
         config: settings; see `ServerConfig`, which also reads ``AGENTRUN_*`` variables.
         middleware: ASGI middleware, outermost first, as Starlette's ``Middleware(cls, …)``. It stands in front of every
-            route but the probes.
+            route but the probes, behind what the settings ask for (authentication, rate limit).
         lifespan: an async context manager that is entered with this server at start and left at shutdown.
 
     Raises:
@@ -114,7 +122,12 @@ class AgentRunServer:
         self._threads = threads
         self.drain = Drain(self._sweeper, self._admission, timeout=config.drain_timeout, grace=config.cancel_grace)
         model_name = openai.get_model_name() if openai is not None else None
-        agents = Agents(invoke_agent, model_name, strict=config.strict_models)
+        agents = Agents(
+            invoke_agent,
+            model_name,
+            strict=config.strict_models,
+            scopes_required=config.auth_model_scopes == "required",
+        )
         chat = ChatHandler(agents, config, self._admission, threads, self._sweeper, self._new_id)
         self._agents = agents
         self.agent_invoker = AgentInvoker(agents, threads, chat, self._admission)
@@ -124,13 +137,14 @@ class AgentRunServer:
             "/readyz": self._ready,
         }
         self._routes: dict[str, tuple[str, ASGIApp]] = {path: ("GET", app) for path, app in self.probes.items()}
+        self._routes[VERIFY_PATH] = ("GET", verify)
         self._model_paths: tuple[str, ...] = ()
         if openai is not None and openai.config.enable:
             for prefix in openai.prefixes:
                 self._add(f"{prefix}/chat/completions", "POST", chat)
                 self._add(f"{prefix}/models", "GET", self._models)
             self._model_paths = tuple(f"{prefix}/models/" for prefix in openai.prefixes)
-        self._stack = self._build_stack(list(middleware))
+        self._stack = self._build_stack([*front_middleware(config), *middleware])
         self._app: FastAPI | None = None
         # Protocols of a user's own are FastAPI routers, and so is the documentation.
         self._needs_app = config.docs or any(p is not openai for p in protocols)
@@ -142,7 +156,10 @@ class AgentRunServer:
         """Return `_dispatch` behind the middleware, with a way past it for the probes; CORS stands before both."""
         stack: ASGIApp = self._dispatch
         for entry in reversed(middleware):
-            stack = entry.cls(stack, *entry.args, **entry.kwargs)
+            try:
+                stack = entry.cls(stack, *entry.args, **entry.kwargs)
+            except ValueError as exc:
+                raise ConfigurationError(str(exc)) from exc
         if middleware:
             stack = self._past_probes(stack)
         for entry in _cors(self.config):
@@ -163,8 +180,6 @@ class AgentRunServer:
         kind = scope["type"]
         if kind == "http":
             await self._serve(scope, receive, send)
-        elif kind == "lifespan":
-            await self._serve_lifespan(scope, receive, send)
         elif INNER not in scope and (self._app is not None or self._needs_app):
             await self.app(scope, receive, send)
         else:
@@ -189,6 +204,8 @@ class AgentRunServer:
         finally:
             exchange.close()
             if self._access_log is not None and not exchange.quiet:
+                if scope.get("state"):
+                    exchange.note_caller(scope)
                 self._access_log.write(
                     scope, exchange.status or 499, exchange.elapsed(), exchange.request_id, exchange.facts
                 )
@@ -204,6 +221,9 @@ class AgentRunServer:
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The end of the middleware stack: answer the request, or pass it to FastAPI when it came from there."""
         inner: ASGIApp | None = scope.pop(INNER, None)
+        if scope["type"] == "lifespan":
+            await (inner or self._serve_lifespan)(scope, receive, send)
+            return
         if scope["type"] != "http":
             # No route of ours speaks WebSocket; one that was added to the FastAPI app may.
             await (inner or _close_websocket)(scope, receive, send)
@@ -229,14 +249,14 @@ class AgentRunServer:
 
     # --- routes
 
-    async def _models(self, _scope: Scope, _: Receive, send: Send) -> None:
-        await answer(send, 200, dumps(self._agents.list()).encode())
+    async def _models(self, scope: Scope, _: Receive, send: Send) -> None:
+        await answer(send, 200, dumps(self._agents.list(principal_of(scope))).encode())
 
     async def _model(self, scope: Scope, _: Receive, send: Send) -> None:
         path = _path(scope)
         prefix = next(prefix for prefix in self._model_paths if path.startswith(prefix))
         try:
-            model = self._agents.describe(path[len(prefix) :].removesuffix("/"))
+            model = self._agents.describe(path[len(prefix) :].removesuffix("/"), principal_of(scope))
         except APIError as error:
             await answer_error(send, error)
         else:
@@ -295,10 +315,7 @@ class AgentRunServer:
         self.drain.begin(ended.set)
         await ended.wait()
 
-    async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._needs_app or self._app is not None:
-            await self.app(scope, receive, send)  # with the routers' own lifespans
-            return
+    async def _serve_lifespan(self, _: Scope, receive: Receive, send: Send) -> None:
         await receive()
         phase = "startup"
         try:
@@ -331,9 +348,6 @@ class AgentRunServer:
         """Return an app that sends requests through this server's middleware to `inner`."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "lifespan":
-                await inner(scope, receive, send)
-                return
             scope[INNER] = inner
             if EXCHANGE in scope or scope["type"] != "http":
                 await self._stack(scope, receive, send)

@@ -15,6 +15,7 @@ from typing import Any
 
 from agentrun_server.config import MIN_BODY_RATE, ServerConfig
 from agentrun_server.core.request import AgentRequest
+from agentrun_server.core.usage import Usage
 from agentrun_server.errors import (
     AgentTimeoutError,
     APIError,
@@ -74,7 +75,7 @@ class Attachment:
     __slots__ = (
         "__weakref__", "_beat", "_config", "_receive", "_release", "_send", "_watcher", "abandoned", "blocked_since",
         "body_received", "body_started", "disconnected", "encode_error", "exchange", "finished", "first_event",
-        "is_watched", "last_write", "request", "run", "run_started", "started", "stopped_at", "task",
+        "is_watched", "last_write", "meter", "request", "run", "run_started", "started", "stopped_at", "task", "used",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig) -> None:
@@ -86,6 +87,9 @@ class Attachment:
         self.request: AgentRequest | None = None
         self.task: asyncio.Task[Any] | None = None
         self.encode_error: Callable[[APIError], str] | None = None
+        self.meter: dict[str, Any] | None = None
+        """Where a rate limit in front wants to read what the run cost; see `agentrun_middleware.state`."""
+        self.used: Callable[[], Usage] | None = None
         self._release: Callable[[], None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.is_watched = False

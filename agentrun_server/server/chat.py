@@ -118,9 +118,12 @@ class ChatHandler:
             activity=config.agent_events,
             offered=config.offered_agent_events,
         )
-        agent = self._agents.find(request.model)
+        state = scope.get("state")
+        if state:
+            request.principal = state.get("principal")
+            attachment.meter = state.get("usage")
+        agent = self._agents.find(request.model, request.principal)
         request.request_id = attachment.exchange.request_id
-        request.principal = scope.get("state", {}).get("principal")
         request._raw_request = partial(_raw_request, scope, body)
         attachment.request = request
         if not self._admission.try_enter():
@@ -148,6 +151,8 @@ class ChatHandler:
             prompt_tokens=partial(_prompt_tokens, request),
         )
         attachment.encode_error = encoder.fail
+        if attachment.meter is not None:
+            attachment.used = partial(encoder.usage, partial(_prompt_tokens, request))
         rest = ""
         for left in range(options.n - 1, -1, -1):
             rest = await pump(attachment, agent.open(request, self._threads), encoder, rest)
@@ -163,7 +168,8 @@ class ChatHandler:
             if attachment.run.stop_reason is not None:
                 raise asyncio.CancelledError  # the agent took it for an ordinary end
             attachment.first_event = time.monotonic()
-            if options is PLAIN and type(given) is str and len(given) <= self._short:
+            # Who counts tokens wants the encoder that counts them.
+            if options is PLAIN and type(given) is str and len(given) <= self._short and attachment.meter is None:
                 text = plain_completion(
                     given,
                     id=self._new_id("chatcmpl-"),
@@ -174,6 +180,8 @@ class ChatHandler:
                 await attachment.answer(200, text.encode())
                 return
         encoder = CompletionEncoder(options, self._settings, self._new_id)
+        if attachment.meter is not None:
+            attachment.used = partial(encoder.usage, partial(_prompt_tokens, request))
         for left in range(options.n - 1, -1, -1):
             await pump(attachment, agent.open(request, self._threads, given), encoder)
             encoder.finish_choice(more=left > 0)
@@ -212,6 +220,9 @@ class ChatHandler:
         if request is None:
             return
         request._cancel()
+        if attachment.used is not None and attachment.meter is not None:
+            usage = attachment.used()
+            attachment.meter["total_tokens"] = usage.input_tokens + usage.output_tokens
         facts: dict[str, Any] = {"model": request.model, "stream": request.stream, "run": run.status}
         if attachment.first_event:
             facts["first_event_ms"] = round((attachment.first_event - attachment.run_started) * 1000, 1)

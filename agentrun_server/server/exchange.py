@@ -10,7 +10,7 @@ from agentrun_server.errors import APIError
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.server.asgi import Message, Scope, Send
 
-__all__ = ["EXCHANGE", "Exchange", "answer", "answer_error", "client_request_id"]
+__all__ = ["EXCHANGE", "Exchange", "answer", "answer_error", "client_request_id", "principal_of"]
 
 BODY_FOLLOWS = "agentrun_server.body_follows"
 """Key of a ``http.response.start`` message: the body is sent in the same turn of the event loop, so that our HTTP
@@ -83,12 +83,24 @@ class Exchange:
         """Return what drops the connection at once, if the server is uvicorn, whose ``send`` is bound to it."""
         return getattr(getattr(getattr(self._send, "__self__", None), "transport", None), "abort", None)
 
+    def note_caller(self, scope: Scope) -> None:
+        """Add to the log line who called, if a middleware in front knows."""
+        subject = getattr(principal_of(scope), "subject", None)
+        if isinstance(subject, str):
+            self.note({"subject": subject})
+
     def note(self, facts: dict[str, Any]) -> None:
         """Add fields to the log line."""
         if self.facts is None:
             self.facts = facts
         else:
             self.facts.update(facts)
+
+
+def principal_of(scope: Scope) -> Any:
+    """Return who is calling, as a middleware in front has said in ``scope["state"]["principal"]``, else None."""
+    state = scope.get("state")
+    return state.get("principal") if state else None
 
 
 def client_request_id(scope: Scope) -> str | None:

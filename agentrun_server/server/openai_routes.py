@@ -5,7 +5,7 @@ Imported only when wanted, like FastAPI itself.
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from agentrun_server.core.ids import IdSource
@@ -13,7 +13,7 @@ from agentrun_server.errors import APIError
 from agentrun_server.protocols.openai_chat import schema
 from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
-from agentrun_server.server.exchange import EXCHANGE, Exchange
+from agentrun_server.server.exchange import EXCHANGE, Exchange, principal_of
 
 __all__ = ["delegate", "error_response", "openai_router"]
 
@@ -33,14 +33,14 @@ def openai_router(chat: ASGIApp, agents: Agents) -> APIRouter:
             openapi_extra=schema.CHAT_OPERATION,
         )
 
-    async def list_models() -> JSONResponse:
+    async def list_models(request: Request) -> JSONResponse:
         """List the agents."""
-        return JSONResponse(agents.list())
+        return JSONResponse(agents.list(principal_of(request.scope)))
 
-    async def get_model(model: str) -> Response:
+    async def get_model(request: Request, model: str) -> Response:
         """Describe one agent."""
         try:
-            return JSONResponse(agents.describe(model))
+            return JSONResponse(agents.describe(model, principal_of(request.scope)))
         except APIError as error:  # an app of the user's own does not know how to answer it
             return error_response(error)
 

@@ -42,7 +42,7 @@ class AgentInvoker:
         Raises:
             APIError: there is no such agent, no place for another run, or the server is shutting down.
         """
-        agent = self.agents.find(request.model) if request.model else self.agents.first
+        agent = self.agents.find(request.model or self.agents.first_model, request.principal)
         if not self._admission.try_enter():
             await self._admission.enter()
         events = agent.run(request, self._threads)

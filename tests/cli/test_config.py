@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from agentrun_server import ServerConfig
 from agentrun_server.cli.config import Row, config_command
-from agentrun_server.cli.settings import NETWORK_SETTINGS, SERVER_SETTINGS, Setting
+from agentrun_server.cli.settings import NETWORK_SETTINGS, SERVER_SETTINGS
 
 
 @pytest.fixture(autouse=True)
@@ -59,16 +60,25 @@ def test_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(os.environ) == before
 
 
-@pytest.mark.parametrize("name", ["api_key", "upstream_token", "admin_password", "client_secret"])
-def test_a_secret_is_masked(name: str) -> None:
-    setting = Setting(name=name, section="x", help="x", default="", parse=str)
-    assert Row(setting, "hunter2", "env", "X").shown == "********"
-    assert Row(setting, "", "default", "").shown == ""
+@pytest.mark.parametrize("name", ["auth_jwt_key", "auth_keys_pepper", "rate_limit_redis_url"])
+def test_a_secret_is_masked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = next(setting for setting in SERVER_SETTINGS if setting.name == name)
+    assert Row(setting, None, "default", "").shown == "none"
+    monkeypatch.setenv(setting.variable, "hunter2-" * 8)
+    shown = CliRunner().invoke(config_command).output + CliRunner().invoke(config_command, ["--json"]).output
+    assert "********" in shown
+    assert "hunter2" not in shown
+    assert "hunter2" not in repr(ServerConfig())
+
+
+def test_what_looks_like_a_secret_is_declared_one() -> None:
+    words = ("secret", "password", "jwt_key", "pepper", "redis_url")
+    assert [s.name for s in SERVER_SETTINGS if any(word in s.name for word in words) and not s.secret] == []
 
 
 def test_a_mistyped_variable_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENTRUN_MAX_BODY_BYTE", "5")
-    monkeypatch.setenv("AGENTRUN_AUTH_JWKS_URL", "https://idp.example")  # of another part of the product
+    monkeypatch.setenv("AGENTRUN_HOME", "elsewhere")  # of another part of the product
     result = CliRunner().invoke(config_command)
     assert result.stderr == (
         "Warning: AGENTRUN_MAX_BODY_BYTE is not a setting; did you mean AGENTRUN_MAX_BODY_BYTES?\n"

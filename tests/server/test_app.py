@@ -527,6 +527,9 @@ async def test_middleware_stands_in_the_order_given() -> None:
 async def test_middleware_that_fails_is_no_success(started: bool, caplog: pytest.LogCaptureFixture) -> None:
     def failing(app: ASGIApp) -> ASGIApp:
         async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                await app(scope, receive, send)
+                return
             if started:
                 await send({"type": "http.response.start", "status": 200, "headers": []})
                 await send({"type": "http.response.body", "body": b"half", "more_body": True})

@@ -1,0 +1,227 @@
+"""`AuthenticationMiddleware`: nobody passes without a credential that a verifier vouches for.
+
+It decides everything but whether a credential is good: which requests need one, where it stands, what is answered, and
+what the app gets to know. `JWTMiddleware` and `APIKeyMiddleware` are this with one verifier; with several, each kind
+of credential is sent to the verifier that recognises its form.
+"""
+
+import hashlib
+import logging
+import re
+import traceback
+from collections.abc import Collection, Sequence
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+from agentrun_middleware.answers import Refusal, challenge, refuse, retry_headers
+from agentrun_middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from agentrun_middleware.credentials import (
+    MAX_CREDENTIAL_BYTES,
+    MalformedCredentialsError,
+    take_credential,
+    take_identity_headers,
+)
+from agentrun_middleware.principal import Principal, is_scope
+from agentrun_middleware.state import PRINCIPAL, set_state
+
+__all__ = ["AuthenticationMiddleware", "CredentialRefusedError", "Verifier", "VerifierUnavailableError"]
+
+logger = logging.getLogger("agentrun_middleware.authentication")
+
+_REALM = re.compile(r"[A-Za-z0-9 ._:/-]{1,64}", re.ASCII)
+
+
+class CredentialRefusedError(Exception):
+    """The credential is not good. The text is the reason, for the log alone; it never holds the credential."""
+
+
+class VerifierUnavailableError(Exception):
+    """Nobody can say now whether the credential is good, for example because no signing key could be fetched yet.
+
+    Answered 503, never 401: the caller's credential may be perfect.
+    """
+
+    def __init__(self, reason: str, *, retry_after: float = 5.0) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class Verifier(Protocol):
+    """Judges one kind of credential."""
+
+    def recognises(self, credential: str) -> bool:
+        """Return whether this is the kind judged here, by its form alone."""
+        ...
+
+    async def verify(self, credential: str) -> Principal:
+        """Return who shows `credential`: at most 8 KiB of printable ASCII.
+
+        Raises:
+            CredentialRefusedError: it is not good.
+            VerifierUnavailableError: that cannot be known now.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """End tasks and connections of the verifier."""
+        ...
+
+
+class AuthenticationMiddleware:
+    """Lets requests and WebSocket handshakes pass whose credential is good, and tells the app whose it is.
+
+    Args:
+        app: the app behind.
+        verifiers: one for each kind of credential.
+        required_scopes: scopes that every caller must have.
+        public_paths: paths that need no credential, compared exactly with ``scope["path"]``.
+        realm: what is protected, for ``WWW-Authenticate``.
+
+    Raises:
+        ValueError: an argument cannot work.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        verifiers: Sequence[Verifier],
+        required_scopes: Collection[str] = (),
+        public_paths: Collection[str] = (),
+        realm: str = "api",
+    ) -> None:
+        for name, value in (("required_scopes", required_scopes), ("public_paths", public_paths)):
+            if isinstance(value, str):
+                raise ValueError(f"{name} is a list, not one string")
+        if not verifiers:
+            raise ValueError("at least one verifier is needed")
+        if not all(is_scope(scope) for scope in required_scopes):
+            raise ValueError("a scope is one word of printable ASCII")
+        if not all(path.startswith("/") for path in public_paths):
+            raise ValueError("a public path begins with '/'")
+        if not _REALM.fullmatch(realm):
+            raise ValueError("realm: letters, digits, spaces and . _ : / - only")
+        self._app = app
+        self._verifiers = tuple(verifiers)
+        self._required = frozenset(required_scopes)
+        self._public = frozenset(public_paths)
+        self._missing = Refusal(
+            401,
+            "You didn't provide an API key. Send it in an Authorization header: Authorization: Bearer YOUR_KEY.",
+            "missing_api_key",
+            headers=(challenge(realm),),
+        )
+        self._malformed = Refusal(
+            400,
+            "Send one credential, in the Authorization header (Bearer) or in the api-key header.",
+            "invalid_request",
+            headers=(challenge(realm, "invalid_request"),),
+        )
+        self._invalid = Refusal(
+            401,
+            "Incorrect API key provided, or it has expired.",
+            "invalid_api_key",
+            headers=(challenge(realm, "invalid_token"),),
+        )
+        self._insufficient = Refusal(
+            403,
+            "Your API key does not allow this request.",
+            "insufficient_scope",
+            headers=(challenge(realm, "insufficient_scope", " ".join(sorted(self._required))),),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._run_lifespan(scope, receive, send)
+            return
+        if kind not in ("http", "websocket"):
+            raise ValueError(f"unknown kind of connection: {kind!r}")  # default deny
+        if scope["path"] in self._public:
+            take_identity_headers(scope)
+            await self._app(scope, receive, send)
+            return
+        principal = await self._authenticate(scope)
+        if isinstance(principal, Refusal):
+            await refuse(principal, scope, receive, send)
+        else:
+            set_state(scope, PRINCIPAL, principal)
+            await self._app(scope, receive, send)
+
+    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the lifespan on, and close the verifiers at its end.
+
+        An app without a lifespan ends before it has said anything, and servers go on: then verifiers are still needed.
+        """
+        has_lifespan = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal has_lifespan
+            has_lifespan = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_send)
+        finally:
+            if has_lifespan:
+                async with AsyncExitStack() as stack:
+                    for verifier in self._verifiers:
+                        stack.push_async_callback(verifier.aclose)
+
+    async def _authenticate(self, scope: Scope) -> Principal | Refusal:
+        try:
+            credential = take_credential(scope)
+        except MalformedCredentialsError as exc:
+            return self._refused(self._malformed, scope, str(exc))
+        if credential is None:
+            return self._refused(self._missing, scope, "no credential")
+        if len(credential) > MAX_CREDENTIAL_BYTES:
+            return self._refused(self._invalid, scope, "longer than 8 KiB", credential)
+        try:
+            verifier = next((v for v in self._verifiers if v.recognises(credential)), None)
+            if verifier is None:
+                return self._refused(self._invalid, scope, "no form of credential that is known here", credential)
+            principal = await verifier.verify(credential)
+            if not isinstance(principal, Principal):
+                raise TypeError("a verifier returns a Principal")
+        except CredentialRefusedError as exc:
+            return self._refused(self._invalid, scope, str(exc), credential)
+        except VerifierUnavailableError as exc:
+            return self._refused(_unavailable(exc.retry_after), scope, str(exc), credential)
+        except Exception as exc:  # a fault of the verifier must open nothing
+            return self._refused(_FAILED, scope, _describe(exc), credential)
+        if not self._required <= principal.scopes:
+            return self._refused(self._insufficient, scope, "a required scope is missing", credential)
+        return principal
+
+    def _refused(self, refusal: Refusal, scope: Scope, reason: str, credential: str = "") -> Refusal:
+        """Log why, with a hash in place of the credential, and return `refusal`."""
+        client = scope.get("client")
+        logger.log(
+            logging.WARNING if refusal.status >= 500 else logging.INFO,
+            "authentication refused",
+            extra={
+                "status": refusal.status,
+                "reason": reason,
+                "client": client[0] if client else "",
+                "credential_sha256": hashlib.sha256(credential.encode()).hexdigest()[:16] if credential else "",
+            },
+        )
+        return refusal
+
+
+_FAILED = Refusal(500, "The server had an error while checking your API key.", "internal_error", "server_error")
+
+
+def _describe(exc: Exception) -> str:
+    """Return what failed and where, without the text of `exc`: it may repeat the credential."""
+    frames = (f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(exc.__traceback__))
+    return f"the verifier failed: {type(exc).__name__} at {', '.join(frames)}"
+
+
+def _unavailable(seconds: float) -> Refusal:
+    headers: Headers = retry_headers(seconds)
+    return Refusal(
+        503, "Authentication is not available at the moment.", "authentication_unavailable", "server_error", headers
+    )

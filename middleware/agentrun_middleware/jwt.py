@@ -1,0 +1,358 @@
+"""JSON web tokens (RFC 7519, RFC 8725): `JWTMiddleware`, and the verifier inside it.
+
+PyJWT checks signatures and dates. What it lets pass and a server must not is checked here: the algorithm is bound to
+the issuer and never taken from the token, the header is only looked at for ``alg``, ``typ`` and ``kid``, every claim
+that matters must be there with the right type, and nobody gets a token for ever.
+
+A token that was verified is remembered by its SHA-256 for a minute at most, so that a chat of many turns pays for one
+signature. A key that its issuer withdraws ends that at once.
+"""
+
+import hashlib
+import math
+import re
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import jwt
+from jwt.exceptions import (
+    DecodeError,
+    ExpiredSignatureError,
+    ImmatureSignatureError,
+    InvalidAudienceError,
+    InvalidIssuedAtError,
+    InvalidIssuerError,
+    InvalidSignatureError,
+    InvalidSubjectError,
+    MissingRequiredClaimError,
+    PyJWTError,
+)
+
+from agentrun_middleware.asgi import ASGIApp
+from agentrun_middleware.authentication import (
+    AuthenticationMiddleware,
+    CredentialRefusedError,
+    VerifierUnavailableError,
+)
+from agentrun_middleware.jwks import JWKS, KeysUnavailableError, UnknownKeyError
+from agentrun_middleware.principal import Principal, freeze, is_scope, is_subject
+from agentrun_middleware.signing_keys import SigningKey, family_of, static_keys
+
+__all__ = ["Issuer", "JWTMiddleware", "JWTVerifier"]
+
+Key = str | bytes | Mapping[str, str | bytes]
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{2,}\.[A-Za-z0-9_-]{2,}\.[A-Za-z0-9_-]{2,}", re.ASCII)
+_TYPES: Final = ("", "jwt", "at+jwt")
+_MAX_CACHED = 8192
+_REASONS: Mapping[type[Exception], str] = {
+    # What the log says; PyJWT's own texts repeat parts of the token.
+    InvalidSignatureError: "the signature is wrong",
+    ExpiredSignatureError: "it has expired",
+    ImmatureSignatureError: "it is not valid yet",
+    InvalidAudienceError: "it is meant for somebody else (aud)",
+    InvalidIssuerError: "another issuer (iss)",
+    InvalidIssuedAtError: "iat is no time",
+    InvalidSubjectError: "sub is no text",
+    MissingRequiredClaimError: "exp, iss, aud or sub is missing",
+    DecodeError: "it cannot be decoded",
+}
+
+
+class _Keys(Protocol):
+    @property
+    def generation(self) -> int: ...
+    async def find(self, kid: str | None, algorithm: str) -> SigningKey: ...
+    async def aclose(self) -> None: ...
+
+
+class _StaticKeys:
+    """Keys that were given with the settings."""
+
+    generation = 0
+
+    def __init__(self, keys: Sequence[SigningKey]) -> None:
+        self._keys = tuple(keys)
+
+    async def find(self, kid: str | None, algorithm: str) -> SigningKey:
+        fitting = [key for key in self._keys if key.fits(algorithm)]
+        # A single key without a name is for every token, whatever kid its issuer writes.
+        named = fitting if [key.kid for key in fitting] == [None] else [key for key in fitting if key.kid == kid]
+        if not named and kid is None and len(fitting) == 1:
+            named = fitting
+        if not named:
+            raise UnknownKeyError
+        return named[0]
+
+    async def aclose(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Issuer:
+    """Who may issue tokens, for whom, and how they are signed: with `key` or with the keys at `jwks_url`.
+
+    Args:
+        issuer: ``iss``, compared exactly.
+        audience: ``aud`` of tokens meant for this app; with several, any of them.
+        algorithms: of one family: HS, RS, PS, ES or EdDSA.
+        key: a secret (HS) or public key in PEM, or several by ``kid``.
+        jwks_url: where the issuer publishes its keys; https, or http on the loopback.
+        leeway: seconds by which clocks may differ.
+        max_lifetime: seconds between ``iat`` (else now) and ``exp`` at most; None for no limit.
+        types: values of the ``typ`` header that are accepted, in lower case; ``""`` is none at all. None: any.
+        allow_private: the host of `jwks_url` may have a private address.
+        ca_file: certificate authorities for `jwks_url`, in PEM, in place of the usual ones.
+
+    Raises:
+        ValueError: an argument cannot work; the text never repeats a key.
+    """
+
+    issuer: str
+    audience: str | Collection[str]
+    algorithms: Collection[str]
+    key: Key | None = field(default=None, repr=False)
+    jwks_url: str | None = None
+    leeway: float = 30.0
+    max_lifetime: float | None = 24 * 3600.0
+    types: Collection[str] | None = _TYPES
+    allow_private: bool = False
+    ca_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.issuer, str) or not self.issuer:
+            raise ValueError("issuer: a token's iss must be known")
+        audiences = [self.audience] if isinstance(self.audience, str) else list(self.audience)
+        if not audiences or not all(isinstance(one, str) and one for one in audiences):
+            raise ValueError("audience: at least one name under which tokens are meant for this app")
+        if not (math.isfinite(self.leeway) and 0 <= self.leeway <= 600):
+            raise ValueError("leeway: 0 to 600 seconds")
+        if self.max_lifetime is not None and not self.max_lifetime > 0:
+            raise ValueError("max_lifetime: more than 0 seconds, or None")
+        if (self.key is None) == (self.jwks_url is None):
+            raise ValueError("key or jwks_url: exactly one of them")
+        family = family_of(self.algorithms)
+        if family == "HS" and self.jwks_url is not None:
+            raise ValueError("algorithms: HS* needs a secret, which nobody publishes at a jwks_url")
+
+    def make_keys(self) -> _Keys:
+        """Return where the keys of this issuer are found."""
+        if self.jwks_url is None:
+            assert self.key is not None
+            return _StaticKeys(static_keys(self.key, self.algorithms))
+        return JWKS(
+            self.jwks_url, family=family_of(self.algorithms), allow_private=self.allow_private, ca_file=self.ca_file
+        )
+
+
+class _Trust:
+    """An issuer, ready to judge its tokens."""
+
+    def __init__(self, issuer: Issuer) -> None:
+        self.issuer = issuer
+        self.keys = issuer.make_keys()
+        self.algorithms = frozenset(issuer.algorithms)
+        self.audience = issuer.audience if isinstance(issuer.audience, str) else list(issuer.audience)
+        self.types = None if issuer.types is None else frozenset(kind.lower() for kind in issuer.types)
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    principal: Principal
+    until: float
+    keys: _Keys
+    generation: int
+
+
+class JWTVerifier:
+    """Verifies tokens of one or several issuers.
+
+    Args:
+        issuers: each with an ``iss`` of its own.
+        cache_seconds: how long a verified token is remembered at most; 0 turns that off.
+        clock: seconds since the epoch.
+
+    Raises:
+        ValueError: an argument cannot work.
+    """
+
+    def __init__(
+        self, issuers: Sequence[Issuer], *, cache_seconds: float = 60.0, clock: Callable[[], float] = time.time
+    ) -> None:
+        if not issuers:
+            raise ValueError("issuers: at least one")
+        self._trusted = {issuer.issuer: _Trust(issuer) for issuer in issuers}
+        if len(self._trusted) != len(issuers):
+            raise ValueError("issuers: one entry for each iss; list all keys of an issuer in it")
+        self._only = next(iter(self._trusted.values())) if len(issuers) == 1 else None
+        self._cache_seconds = cache_seconds
+        self._clock = clock
+        self._verified: dict[bytes, _Verified] = {}
+
+    def recognises(self, credential: str) -> bool:
+        """Return whether `credential` has the form of a signed token (JWS compact serialization)."""
+        return _TOKEN.fullmatch(credential) is not None
+
+    async def verify(self, credential: str) -> Principal:
+        """Return whose token `credential` is; see `Verifier.verify`."""
+        digest = hashlib.sha256(credential.encode()).digest()
+        known = self._verified.get(digest)
+        if known is not None:
+            if self._clock() < known.until and known.generation == known.keys.generation:
+                return known.principal
+            del self._verified[digest]
+        trust, header = self._read_header(credential)
+        generation = trust.keys.generation
+        claims = await self._decode(credential, trust, header)
+        now = self._clock()
+        principal = _principal(claims, trust.issuer, now)
+        until = min(claims["exp"] + trust.issuer.leeway, now + self._cache_seconds)
+        # Keys may have changed while the decision waited for them: then the next request decides anew.
+        if until > now and generation == trust.keys.generation:
+            if len(self._verified) >= _MAX_CACHED:
+                del self._verified[next(iter(self._verified))]
+            self._verified[digest] = _Verified(principal, until, trust.keys, generation)
+        return principal
+
+    async def aclose(self) -> None:
+        """End fetches of keys that are under way."""
+        for trust in self._trusted.values():
+            await trust.keys.aclose()
+
+    def _read_header(self, token: str) -> tuple[_Trust, Mapping[str, Any]]:
+        """Return the header of `token` and who claims to have issued it. Nothing of it is proved yet."""
+        try:
+            header = jwt.get_unverified_header(token)
+            trust = self._only
+            if trust is None:
+                name = jwt.decode(token, options={"verify_signature": False}).get("iss")
+                trust = self._trusted.get(name) if isinstance(name, str) else None
+        except (PyJWTError, ValueError, RecursionError) as exc:
+            raise CredentialRefusedError("it cannot be decoded") from exc
+        if trust is None:
+            raise CredentialRefusedError("another issuer (iss)")
+        algorithm = header.get("alg")
+        if not isinstance(algorithm, str) or algorithm not in trust.algorithms:
+            raise CredentialRefusedError("an algorithm that its issuer does not use")
+        # RFC 7515, section 4.1.11: extensions that are not understood make a token invalid. None is.
+        if "crit" in header or "b64" in header:
+            raise CredentialRefusedError("critical header extensions")
+        kind = header.get("typ", "")
+        if trust.types is not None and (
+            not isinstance(kind, str) or kind.lower().removeprefix("application/") not in trust.types
+        ):
+            raise CredentialRefusedError("another type of token (typ)")
+        return trust, header
+
+    async def _decode(self, token: str, trust: _Trust, header: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the claims of `token`, whose signature and dates are right."""
+        algorithm = header["alg"]
+        try:
+            key = await trust.keys.find(header.get("kid"), algorithm)
+        except UnknownKeyError as exc:
+            raise CredentialRefusedError("no such signing key (kid)") from exc
+        except KeysUnavailableError as exc:
+            raise VerifierUnavailableError("signing keys cannot be fetched", retry_after=exc.retry_after) from exc
+        try:
+            return jwt.decode(
+                token,
+                key.material,
+                algorithms=[algorithm],
+                audience=trust.audience,
+                issuer=trust.issuer.issuer,
+                leeway=trust.issuer.leeway,
+                options={"require": ["exp", "iss", "aud", "sub"], "enforce_minimum_key_length": True},
+            )
+        except (PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as exc:
+            # Numbers like Infinity and depths like 1000 are errors of other kinds than PyJWT's own.
+            reason = next((text for kind, text in _REASONS.items() if isinstance(exc, kind)), "it cannot be decoded")
+            raise CredentialRefusedError(reason) from exc
+
+
+def _principal(claims: dict[str, Any], issuer: Issuer, now: float) -> Principal:
+    """Return who `claims`, which are signed, speak of, when they have the form they must have."""
+    for name in ("exp", "nbf", "iat"):
+        if name in claims and not _is_time(claims[name]):
+            raise CredentialRefusedError(f"{name} is no time")
+    limit = issuer.max_lifetime
+    if limit is not None and claims["exp"] - claims.get("iat", now) > limit + issuer.leeway:
+        raise CredentialRefusedError("it is valid for longer than max_lifetime")
+    if not is_subject(claims["sub"]):
+        raise CredentialRefusedError("sub is no name that is safe to pass on")
+    return Principal(claims["sub"], issuer.issuer, _scopes(claims), freeze(claims))
+
+
+def _is_time(value: object) -> bool:
+    # Not a bool, which is an int too; NaN is less than nothing.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e11
+
+
+def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
+    """Return the scopes: ``scope`` (RFC 8693, section 4.2), else ``scp`` as Entra ID and Okta write it."""
+    value = claims.get("scope")
+    if value is None:
+        value = claims.get("scp")
+    if value is None:
+        return frozenset()
+    scopes = value.split(" ") if isinstance(value, str) else value
+    if not isinstance(scopes, list) or not all(is_scope(scope) for scope in scopes if scope != ""):
+        raise CredentialRefusedError("scope is no list of scopes")
+    return frozenset(scopes) - {""}
+
+
+class JWTMiddleware(AuthenticationMiddleware):
+    """Lets requests pass that carry a good JSON web token, and tells the app whose it is.
+
+    Give one issuer by `algorithms`, `key` or `jwks_url`, `issuer` and `audience`, or several as `issuers`.
+    `required_scopes`, `public_paths` and `realm` are those of `AuthenticationMiddleware`, the rest is described at
+    `Issuer`.
+
+    Raises:
+        ValueError: an argument cannot work.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        algorithms: Collection[str] = (),
+        key: Key | None = None,
+        jwks_url: str | None = None,
+        issuer: str = "",
+        audience: str | Collection[str] = (),
+        leeway: float = 30.0,
+        max_lifetime: float | None = 24 * 3600.0,
+        required_scopes: Collection[str] = (),
+        public_paths: Collection[str] = (),
+        types: Collection[str] | None = _TYPES,
+        allow_private: bool = False,
+        ca_file: str | None = None,
+        issuers: Sequence[Issuer] = (),
+        realm: str = "api",
+    ) -> None:
+        if not issuers:
+            issuers = [
+                Issuer(
+                    issuer=issuer,
+                    audience=audience,
+                    algorithms=algorithms,
+                    key=key,
+                    jwks_url=jwks_url,
+                    leeway=leeway,
+                    max_lifetime=max_lifetime,
+                    types=types,
+                    allow_private=allow_private,
+                    ca_file=ca_file,
+                )
+            ]
+        elif issuer or key is not None or jwks_url or algorithms or audience:
+            raise ValueError("issuers: in place of issuer, audience, algorithms, key and jwks_url, not beside them")
+        super().__init__(
+            app,
+            verifiers=[JWTVerifier(issuers)],
+            required_scopes=required_scopes,
+            public_paths=public_paths,
+            realm=realm,
+        )
