@@ -11,6 +11,7 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
+from agentrun_middleware import principal_of
 from agentrun_server import (
     AgentInvoker,
     AgentRequest,
@@ -34,7 +35,10 @@ class PlainTextProtocol(ProtocolHandler):
         @router.post("/ask")
         async def ask(request: Request) -> StreamingResponse:
             question = (await request.body()).decode("utf-8", "replace")
-            agent_request = AgentRequest([{"role": "user", "content": question}], protocol=self.name, stream=True)
+            messages = [{"role": "user", "content": question}]
+            agent_request = AgentRequest(
+                messages, protocol=self.name, stream=True, principal=principal_of(request.scope)
+            )
             return StreamingResponse(self.answer(agent_invoker, agent_request), media_type="text/plain")
 
         return router

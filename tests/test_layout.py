@@ -37,6 +37,7 @@ TESTED_BY = {
     "agentrun_server.testing.transport": ["testing/test_streaming_transport.py"],
     "agentrun_server.testing.turns": ["testing/test_fake_openai.py"],
     "agentrun_middleware": ["test_public_api.py"],
+    "agentrun_middleware.asgi": ["middleware/test_authentication.py"],
 }
 
 

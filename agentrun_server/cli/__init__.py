@@ -1,4 +1,4 @@
-"""The command line: ``agentrun-server run | dev | demo | chat | healthcheck | config | version``.
+"""The command line: ``agentrun-server run | dev | demo | chat | keys | healthcheck | config | version``.
 
 It stands above everything else and nothing imports it. Each command lives in a module of its own and is
 imported when it is asked for, so that `healthcheck` loads no web framework and `run` no HTTP client.
@@ -10,6 +10,7 @@ imported when it is asked for, so that `healthcheck` loads no web framework and 
 * `run`, `worker`, `listen` — serving it, in one process or in several.
 * `demo`, `demo_agent`, `arithmetic` — an agent without a model.
 * `chat`, `chat_client`, `terminal` — a client for the terminal.
+* `keys` — API keys: made, listed, revoked, hashed.
 * `healthcheck`, `config` — for operators.
 """
 

@@ -79,6 +79,8 @@ class Agents:
     def _allowed(self, principal: Any) -> set[str] | None:
         """Return the models that `principal` may use, None for all of them."""
         scopes = getattr(principal, "scopes", None) or ()
+        if isinstance(scopes, str):  # as a token writes them; the principal is whatever a middleware makes of it
+            scopes = scopes.split()
         named = {scope[len(_SCOPE_PREFIX) :] for scope in scopes if scope.startswith(_SCOPE_PREFIX)}
         if "*" in named or not (named or self._scopes_required):
             return None

@@ -40,8 +40,8 @@ from agentrun_server.server.exchange import (
     client_request_id,
     principal_of,
 )
-from agentrun_server.server.front import VERIFY_PATH, front_middleware, verify
-from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler
+from agentrun_server.server.front import VERIFY_PATH, authentication, rate_limit, verify
+from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler, caller
 from agentrun_server.server.sweeper import Sweeper
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 __all__ = ["AgentRunServer", "MiddlewareEntry"]
 
 logger = get_logger("agentrun_server.server")
+
+_RATE_LIMIT = ("limit", "remaining", "reset")
 
 INNER = "agentrun_server.inner"
 """Key of the ASGI scope: the app that stands behind the middleware for this request, when it is not `_dispatch`."""
@@ -86,7 +88,7 @@ class AgentRunServer:
         protocols: the protocols to serve; the OpenAI protocol when left out.
         config: settings; see `ServerConfig`, which also reads ``AGENTRUN_*`` variables.
         middleware: ASGI middleware, outermost first, as Starlette's ``Middleware(cls, …)``. It stands in front of every
-            route but the probes, behind what the settings ask for (authentication, rate limit).
+            route but the probes, between the authentication and the rate limit that the settings ask for.
         lifespan: an async context manager that is entered with this server at start and left at shutdown.
 
     Raises:
@@ -144,7 +146,7 @@ class AgentRunServer:
                 self._add(f"{prefix}/chat/completions", "POST", chat)
                 self._add(f"{prefix}/models", "GET", self._models)
             self._model_paths = tuple(f"{prefix}/models/" for prefix in openai.prefixes)
-        self._stack = self._build_stack([*front_middleware(config), *middleware])
+        self._stack = self._build_stack([*authentication(config), *middleware, *rate_limit(config)])
         self._app: FastAPI | None = None
         # Protocols of a user's own are FastAPI routers, and so is the documentation.
         self._needs_app = config.docs or any(p is not openai for p in protocols)
@@ -231,6 +233,7 @@ class AgentRunServer:
         method, handler = self._find(_path(scope))
         wanted = scope["method"]
         if handler is None:
+            caller.set(principal_of(scope))
             with self.drain.guest():
                 await (inner or _unknown_url)(scope, receive, send)
         elif wanted == method or (wanted == "HEAD" and method == "GET"):
@@ -412,6 +415,8 @@ def _cors(config: ServerConfig) -> list[MiddlewareEntry]:
                 "retry-after-ms",
                 "x-should-retry",
                 "openai-processing-ms",
+                "www-authenticate",
+                *(f"x-ratelimit-{what}-{of}" for what in _RATE_LIMIT for of in ("requests", "tokens")),
             ],
         )
     ]

@@ -1,5 +1,8 @@
 """The layer in front, from settings: whose requests pass, and how many. The middleware itself is `agentrun_middleware`.
 
+Callers are authenticated before any middleware of a user's own runs, and counted after it: it may be that which
+authenticates them.
+
 A server without these settings has no such layer and pays nothing for it. Settings that would check nothing stop the
 server at its start: someone thinks they do.
 """
@@ -17,12 +20,12 @@ from agentrun_server.server.exchange import EXCHANGE, answer_error, principal_of
 if TYPE_CHECKING:
     from agentrun_middleware.authentication import Verifier
 
-__all__ = ["VERIFY_PATH", "Entry", "front_middleware", "verify"]
+__all__ = ["VERIFY_PATH", "Entry", "authentication", "rate_limit", "verify"]
 
 VERIFY_PATH = "/auth/verify"
 """Where a gateway asks whether a request may pass (nginx: ``auth_request``)."""
 
-_VISIBLE = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,4095}", re.ASCII)
+_VISIBLE = re.compile(r"(?:[\x21-\x7e][\x20-\x7e]{0,4095})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,27 @@ class Entry:
     args: tuple[Any, ...] = ()
 
 
-def front_middleware(config: ServerConfig) -> list[Entry]:
-    """Return the middleware that `config` asks for, outermost first.
+def authentication(config: ServerConfig) -> list[Entry]:
+    """Return the middleware that says who is calling, outermost first.
 
     Raises:
         ConfigurationError: settings that cannot work, or that check nothing.
     """
     try:
-        return [*_client_address(config), *_authentication(config), *_rate_limit(config)]
+        return [*_client_address(config), *_authentication(config)]
     except (ValueError, ImportError, OSError) as exc:
+        raise ConfigurationError(str(exc)) from exc
+
+
+def rate_limit(config: ServerConfig) -> list[Entry]:
+    """Return the middleware that says how much they may ask for.
+
+    Raises:
+        ConfigurationError: settings that cannot work, or that limit nothing.
+    """
+    try:
+        return _rate_limit(config)
+    except (ValueError, ImportError) as exc:
         raise ConfigurationError(str(exc)) from exc
 
 
@@ -73,9 +88,9 @@ def _authentication(config: ServerConfig) -> list[Entry]:
         )
         verifiers.append(JWTVerifier([issuer]))
     if config.auth_keys_file is not None:
-        from agentrun_middleware.api_key import APIKeyVerifier, KeyFile
+        from agentrun_middleware.api_key import APIKeyVerifier
 
-        verifiers.append(APIKeyVerifier(KeyFile(config.auth_keys_file, pepper=config.auth_keys_pepper)))
+        verifiers.append(APIKeyVerifier(config.auth_keys_file, pepper=config.auth_keys_pepper))
     if not verifiers:
         _refuse_useless(config)
         return []

@@ -5,6 +5,7 @@ A protocol is a FastAPI router. `ProtocolHandler.as_fastapi_router` is given an 
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from agentrun_server.config import OpenAIProtocolConfig, ServerConfig
@@ -18,10 +19,14 @@ from agentrun_server.server.asgi import ASGIApp
 if TYPE_CHECKING:
     from fastapi import APIRouter, Request, Response
 
-__all__ = ["AgentInvoker", "BaseProtocolHandler", "OpenAIProtocolHandler", "ProtocolHandler"]
+__all__ = ["AgentInvoker", "BaseProtocolHandler", "OpenAIProtocolHandler", "ProtocolHandler", "caller"]
 
 DEFAULT_PREFIXES = ("/v1", "/openai/v1", "")
 """``/v1`` is what clients are told; ``/openai/v1`` is the AgentRun SDK's; no prefix is a base URL someone mistyped."""
+
+
+caller: ContextVar[Any] = ContextVar("agentrun_server_caller", default=None)
+"""Who makes the request that a route of a user's own answers: its `AgentRequest` need not say so to be held to it."""
 
 
 class AgentInvoker:
@@ -42,6 +47,8 @@ class AgentInvoker:
         Raises:
             APIError: there is no such agent, no place for another run, or the server is shutting down.
         """
+        if request.principal is None:
+            request.principal = caller.get()
         agent = self.agents.find(request.model or self.agents.first_model, request.principal)
         if not self._admission.try_enter():
             await self._admission.enter()

@@ -24,7 +24,14 @@ from agentrun_middleware.credentials import (
 from agentrun_middleware.principal import Principal, is_scope
 from agentrun_middleware.state import PRINCIPAL, set_state
 
-__all__ = ["AuthenticationMiddleware", "CredentialRefusedError", "Verifier", "VerifierUnavailableError"]
+__all__ = [
+    "AuthenticationMiddleware",
+    "CredentialRefusedError",
+    "Verifier",
+    "VerifierUnavailableError",
+    "check_realm",
+    "public_set",
+]
 
 logger = logging.getLogger("agentrun_middleware.authentication")
 
@@ -90,21 +97,17 @@ class AuthenticationMiddleware:
         public_paths: Collection[str] = (),
         realm: str = "api",
     ) -> None:
-        for name, value in (("required_scopes", required_scopes), ("public_paths", public_paths)):
-            if isinstance(value, str):
-                raise ValueError(f"{name} is a list, not one string")
         if not verifiers:
             raise ValueError("at least one verifier is needed")
+        if isinstance(required_scopes, str):
+            raise ValueError("required_scopes is a list, not one string")
         if not all(is_scope(scope) for scope in required_scopes):
             raise ValueError("a scope is one word of printable ASCII")
-        if not all(path.startswith("/") for path in public_paths):
-            raise ValueError("a public path begins with '/'")
-        if not _REALM.fullmatch(realm):
-            raise ValueError("realm: letters, digits, spaces and . _ : / - only")
+        check_realm(realm)
         self._app = app
         self._verifiers = tuple(verifiers)
         self._required = frozenset(required_scopes)
-        self._public = frozenset(public_paths)
+        self._public = public_set(public_paths)
         self._missing = Refusal(
             401,
             "You didn't provide an API key. Send it in an Authorization header: Authorization: Bearer YOUR_KEY.",
@@ -209,6 +212,25 @@ class AuthenticationMiddleware:
             },
         )
         return refusal
+
+
+def public_set(paths: Collection[str]) -> frozenset[str]:
+    """Return the paths that need no credential, ready to be compared with ``scope["path"]``.
+
+    Raises:
+        ValueError: there is one among them that no request can have.
+    """
+    if isinstance(paths, str):
+        raise ValueError("public_paths is a list, not one string")
+    if not all(path.startswith("/") for path in paths):
+        raise ValueError("a public path begins with '/'")
+    return frozenset(paths)
+
+
+def check_realm(realm: str) -> None:
+    """Raise `ValueError` if `realm` cannot be sent in ``WWW-Authenticate``."""
+    if not _REALM.fullmatch(realm):
+        raise ValueError("realm: letters, digits, spaces and . _ : / - only")
 
 
 _FAILED = Refusal(500, "The server had an error while checking your API key.", "internal_error", "server_error")

@@ -102,7 +102,7 @@ class JWKS:
         self._clock = clock
         self._draw = draw
         self._keys: tuple[SigningKey, ...] = ()
-        self._body = b""  # what the keys were read from
+        self._body: bytes | None = None  # what the keys were read from
         self._generation = 0
         self._asked_at = _NEVER  # when the last fetch began
         self._due_at = _NEVER  # when one is made without a reason of its own, or, without keys, may be made
@@ -239,5 +239,5 @@ class JWKS:
         """Forget keys that have been out of date for too long."""
         if self._failures:  # else nobody has asked for a day
             logger.error("signing keys are too old to be used", extra={"jwks": self._name, "failures": self._failures})
-        self._keys, self._body = (), b""
+        self._keys, self._body = (), None
         self._generation += 1

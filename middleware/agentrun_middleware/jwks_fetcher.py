@@ -13,11 +13,11 @@ import asyncio
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from agentrun_middleware.public_address import is_public
@@ -110,12 +110,12 @@ class JWKSFetcher:
         Raises:
             FetchError: that cannot be had.
         """
-        if self._context is None or not self._ready:
-            # Some 200 ms of imports and certificates, once: not in the event loop.
-            self._context = await asyncio.to_thread(_prepare, self._endpoint.scheme, self._context)
-            self._ready = True
         try:
             async with asyncio.timeout(self._timeout):
+                if self._context is None or not self._ready:
+                    # Some 200 ms of imports and certificates, once: not in the event loop.
+                    self._context = await asyncio.to_thread(_prepare, self._endpoint.scheme, self._context)
+                    self._ready = True
                 return await self._fetch(self._context)
         except TimeoutError:
             raise FetchError(f"no whole answer within {self._timeout:g} s") from None
@@ -158,6 +158,7 @@ class JWKSFetcher:
         import httpx2
 
         endpoint = self._endpoint
+        opened = _Opened()
         request = httpx2.Request(
             "GET",
             httpx2.URL(
@@ -171,15 +172,38 @@ class JWKSFetcher:
                 "user-agent": "agentrun-middleware",
             },
             # The certificate must be that of the name, whatever the address. The limit on the whole is in `__call__`.
-            extensions={"sni_hostname": endpoint.host, "timeout": {"connect": connect_seconds}},
+            extensions={
+                "sni_hostname": endpoint.host,
+                "timeout": {"connect": connect_seconds},
+                "trace": opened.note,
+            },
         )
         # A bare transport: redirects, cookies, proxies and decoding are things of a client.
-        async with httpx2.AsyncHTTPTransport(verify=context, trust_env=False) as transport:
+        async with opened, httpx2.AsyncHTTPTransport(verify=context, trust_env=False) as transport:
             response = await transport.handle_async_request(request)
             try:
                 return await _read(response)
             finally:
                 await response.aclose()
+
+
+class _Opened:
+    """The connection of a request, closed in any case: httpcore2 forgets one that is cancelled in its handshake."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+
+    async def note(self, event: str, info: Mapping[str, Any]) -> None:
+        """Learn what the transport does (the ``trace`` extension of httpx2)."""
+        if event == "connection.connect_tcp.complete":
+            self._stream = info["return_value"]
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._stream is not None:
+            await self._stream.aclose()
 
 
 async def _read(response: "httpx2.Response") -> Document:

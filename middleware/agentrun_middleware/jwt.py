@@ -2,13 +2,16 @@
 
 PyJWT checks signatures and dates. What it lets pass and a server must not is checked here: the algorithm is bound to
 the issuer and never taken from the token, the header is only looked at for ``alg``, ``typ`` and ``kid``, every claim
-that matters must be there with the right type, and nobody gets a token for ever.
+that matters must be there with the right type, and nobody gets a token for ever. JSON that two readers could understand
+differently is refused, whoever has signed it.
 
 A token that was verified is remembered by its SHA-256 for a minute at most, so that a chat of many turns pays for one
 signature. A key that its issuer withdraws ends that at once.
 """
 
+import base64
 import hashlib
+import json
 import math
 import re
 import time
@@ -24,6 +27,7 @@ from jwt.exceptions import (
     InvalidAudienceError,
     InvalidIssuedAtError,
     InvalidIssuerError,
+    InvalidJTIError,
     InvalidSignatureError,
     InvalidSubjectError,
     MissingRequiredClaimError,
@@ -47,6 +51,7 @@ Key = str | bytes | Mapping[str, str | bytes]
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{2,}\.[A-Za-z0-9_-]{2,}\.[A-Za-z0-9_-]{2,}", re.ASCII)
 _TYPES: Final = ("", "jwt", "at+jwt")
 _MAX_CACHED = 8192
+_MAX_DEPTH = 32
 _REASONS: Mapping[type[Exception], str] = {
     # What the log says; PyJWT's own texts repeat parts of the token.
     InvalidSignatureError: "the signature is wrong",
@@ -56,6 +61,7 @@ _REASONS: Mapping[type[Exception], str] = {
     InvalidIssuerError: "another issuer (iss)",
     InvalidIssuedAtError: "iat is no time",
     InvalidSubjectError: "sub is no text",
+    InvalidJTIError: "jti is no text",
     MissingRequiredClaimError: "exp, iss, aud or sub is missing",
     DecodeError: "it cannot be decoded",
 }
@@ -131,6 +137,8 @@ class Issuer:
             raise ValueError("leeway: 0 to 600 seconds")
         if self.max_lifetime is not None and not self.max_lifetime > 0:
             raise ValueError("max_lifetime: more than 0 seconds, or None")
+        if isinstance(self.types, str):
+            raise ValueError("types: a list is needed, not one string")
         if (self.key is None) == (self.jwks_url is None):
             raise ValueError("key or jwks_url: exactly one of them")
         family = family_of(self.algorithms)
@@ -155,7 +163,13 @@ class _Trust:
         self.keys = issuer.make_keys()
         self.algorithms = frozenset(issuer.algorithms)
         self.audience = issuer.audience if isinstance(issuer.audience, str) else list(issuer.audience)
-        self.types = None if issuer.types is None else frozenset(kind.lower() for kind in issuer.types)
+        self.types = None if issuer.types is None else _spellings(issuer.types)
+
+
+def _spellings(types: Collection[str]) -> frozenset[str]:
+    """Return how each of `types` may be written: ``application/`` can be left out (RFC 7515, section 4.1.9)."""
+    short = {kind.lower() for kind in types}
+    return frozenset(short | {f"application/{kind}" for kind in short if kind})
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,14 +237,10 @@ class JWTVerifier:
 
     def _read_header(self, token: str) -> tuple[_Trust, Mapping[str, Any]]:
         """Return the header of `token` and who claims to have issued it. Nothing of it is proved yet."""
-        try:
-            header = jwt.get_unverified_header(token)
-            trust = self._only
-            if trust is None:
-                name = jwt.decode(token, options={"verify_signature": False}).get("iss")
-                trust = self._trusted.get(name) if isinstance(name, str) else None
-        except (PyJWTError, ValueError, RecursionError) as exc:
-            raise CredentialRefusedError("it cannot be decoded") from exc
+        head, payload, _ = token.split(".")
+        header, claims = _parse(head), _parse(payload)
+        name = claims.get("iss")
+        trust = self._only or (self._trusted.get(name) if isinstance(name, str) else None)
         if trust is None:
             raise CredentialRefusedError("another issuer (iss)")
         algorithm = header.get("alg")
@@ -240,10 +250,10 @@ class JWTVerifier:
         if "crit" in header or "b64" in header:
             raise CredentialRefusedError("critical header extensions")
         kind = header.get("typ", "")
-        if trust.types is not None and (
-            not isinstance(kind, str) or kind.lower().removeprefix("application/") not in trust.types
-        ):
+        if trust.types is not None and not (isinstance(kind, str) and kind.lower() in trust.types):
             raise CredentialRefusedError("another type of token (typ)")
+        if not isinstance(header.get("kid", ""), str):
+            raise CredentialRefusedError("kid is no text")
         return trust, header
 
     async def _decode(self, token: str, trust: _Trust, header: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,9 +276,50 @@ class JWTVerifier:
                 options={"require": ["exp", "iss", "aud", "sub"], "enforce_minimum_key_length": True},
             )
         except (PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as exc:
-            # Numbers like Infinity and depths like 1000 are errors of other kinds than PyJWT's own.
+            # What is in a token must not become an error of another kind, whatever PyJWT makes of it.
             reason = next((text for kind, text in _REASONS.items() if isinstance(exc, kind)), "it cannot be decoded")
             raise CredentialRefusedError(reason) from exc
+
+
+def _parse(part: str) -> dict[str, Any]:
+    """Return the JSON object in a part of a token: UTF-8, with no name twice, and numbers that JSON knows.
+
+    PyJWT reads more than that, UTF-16 and NaN among it, and of a name that comes twice the last one. Another reader of
+    the same token may take the first (RFC 7515, section 10.12). Claims that are nested deeper than any issuer does it
+    would be too deep for whoever walks through them.
+
+    Raises:
+        CredentialRefusedError: it holds anything else.
+    """
+    try:
+        text = base64.urlsafe_b64decode(part + "==").decode()  # PyJWT looks at how it is encoded
+        value = json.loads(text, object_pairs_hook=_members, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as exc:
+        raise CredentialRefusedError("it cannot be decoded") from exc
+    if not isinstance(value, dict) or not _is_shallow(value, _MAX_DEPTH):
+        raise CredentialRefusedError("it cannot be decoded")
+    return value
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name comes twice")
+    return members
+
+
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if not math.isfinite(number):
+        raise ValueError("no number of JSON")
+    return number
+
+
+def _is_shallow(value: object, depth: int) -> bool:
+    """Return whether lists and objects are nested at most `depth` deep in `value`."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return not isinstance(value, list) or (depth > 0 and all(_is_shallow(member, depth - 1) for member in value))
 
 
 def _principal(claims: dict[str, Any], issuer: Issuer, now: float) -> Principal:

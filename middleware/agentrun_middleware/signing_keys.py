@@ -105,7 +105,8 @@ class SigningKey:
         """Return whether this key may verify signatures made with `algorithm`."""
         if self.algorithm is not None and self.algorithm != algorithm:
             return False
-        return _KIND_FOR.get(algorithm) == _kind(self.material)
+        kind = _KIND_FOR.get(algorithm)
+        return kind is not None and kind == _kind(self.material)
 
 
 def family_of(algorithms: Collection[str]) -> str:
@@ -217,12 +218,10 @@ def _read_secret(text: str | bytes, algorithms: Collection[str]) -> bytes:
     secret = _as_bytes(text)
     if _is_public_key(secret):
         raise ValueError("key: a public key is no secret; HS algorithms need one that only the issuer knows")
-    if b"-----BEGIN" in secret:
-        raise ValueError("key: HS algorithms need a secret, not a key in PEM")
     try:
         HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret)
     except InvalidKeyError:  # better now than at the first token
-        raise ValueError("key: HS algorithms need a secret; this looks like a key of another kind") from None
+        raise ValueError("key: HS algorithms need a secret; this is a key of another kind") from None
     needed = max(_SECRET_BYTES[algorithm] for algorithm in algorithms)
     if len(secret) < needed:
         raise ValueError(f"key: the secret must have at least {needed} bytes for {', '.join(sorted(algorithms))}")

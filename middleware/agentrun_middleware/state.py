@@ -1,8 +1,8 @@
 """Where middleware and app meet: the keys of ``scope["state"]`` that both know, and nothing else.
 
 * ``principal`` — set by an authentication middleware: who is calling, as a `Principal`.
-* ``usage`` — a dict set by the rate limit; the app writes ``total_tokens`` into it when it knows how many tokens the
-  answer cost. An app that does not is charged for requests alone.
+* ``usage`` — a dict set by the rate limit when it limits tokens; the app writes ``total_tokens`` into it when it knows
+  how many tokens the answer cost. An app that does not is charged for requests alone.
 """
 
 from typing import Any, Final

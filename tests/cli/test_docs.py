@@ -26,7 +26,8 @@ def options(name: str) -> set[str]:
     command = commands.cli.get_command(click.Context(commands.cli), name)
     assert command is not None
     found: set[str] = {"--help"}
-    for param in command.params:
+    members = command.commands.values() if isinstance(command, click.Group) else ()
+    for param in (param for part in (command, *members) for param in part.params):
         if isinstance(param, click.Option):
             found.update(flag for flag in (*param.opts, *param.secondary_opts) if flag.startswith("--"))
     return found
@@ -42,7 +43,7 @@ def test_there_is_a_section_for_every_command_and_no_other() -> None:
         assert f"\nagentrun-server {name} " in TEXT
 
 
-@pytest.mark.parametrize("name", ["run", "demo", "chat", "healthcheck"])
+@pytest.mark.parametrize("name", ["run", "demo", "chat", "healthcheck", "keys"])
 def test_every_option_of_a_command_is_in_its_section(name: str) -> None:
     missing = {flag for flag in options(name) - {"--help"} if f"`{flag}" not in SECTIONS[name]}
     assert not missing

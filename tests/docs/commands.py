@@ -50,7 +50,7 @@ def _check_words(words: Sequence[str], where: str) -> None:
 
 def _check_options(command: click.Command, words: Sequence[str], where: str) -> None:
     context = click.Context(command)
-    if isinstance(command, click.Group) and words and not words[0].startswith("-"):
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         below = command.get_command(context, words[0])
         assert below is not None, f"{where}: there is no command {words[0]!r}"
         command, words = below, words[1:]

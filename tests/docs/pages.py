@@ -3,10 +3,12 @@
 * A Python block that has the server's address in it is a client: it runs as a program against the server that the page
   has shown last. Any other is the reader's ``app.py``: when it defines ``server`` (or ``invoke_agent``, ``app``), that
   is served from then on, and must answer.
-* A block of ``curl`` runs; other commands are looked at: whether the file, the command and its options are there.
-* A ``text`` or ``json`` block right under a client or a ``curl`` is what it prints. ``…`` stands for anything.
+* A block with ``curl`` or ``agentrun-server keys`` runs; other commands are looked at: whether the file, the command
+  and its options are there.
+* A ``text`` or ``json`` block right under a client or a block that runs is what it prints. ``…`` stands for anything.
 
-A comment above a block changes this: ``<!-- fails -->`` (the agent is one that fails), ``<!-- not run: why -->``.
+A comment above a block changes this: ``<!-- fails -->`` (the agent is one that fails), ``<!-- locked -->`` (the server
+answers nobody without a credential), ``<!-- not run: why -->``.
 """
 
 import asyncio
@@ -17,7 +19,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, chdir
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -33,6 +35,9 @@ ADDRESS = "http://127.0.0.1:8000"
 """The server in every example; replaced by where it really is."""
 
 _LIMIT = 30.0
+
+_RUNS = re.compile(r"^(?:\w+=\$\()?(?:curl|agentrun-server keys) ", re.MULTILINE)
+"""Shell that is run, not only looked at."""
 
 
 def matches(expected: str, printed: str) -> bool:
@@ -96,13 +101,21 @@ class PageRun:
             return
         module = ModuleType("app")
         (self._folder / "app.py").write_text(block.text, "utf-8")
-        exec(code, vars(module))
-        app = _app_of(vars(module))
+        with chdir(self._folder):  # where the reader is
+            exec(code, vars(module))
+            app = _app_of(vars(module))
         if app is not None:
             await self._stack.aclose()
             self._served = await self._stack.enter_async_context(serve(app))
-            if "fails" not in block.note and isinstance(app, AgentRunServer):
+            if "locked" in block.note:
+                await self._must_refuse(block)
+            elif "fails" not in block.note and isinstance(app, AgentRunServer):
                 await self._must_answer(block)
+
+    async def _must_refuse(self, block: Block) -> None:
+        assert self._served is not None
+        for response in (await self._served.ask("GET", "/v1/models"), await self._served.chat()):
+            assert response.status == 401, f"{block.where}: {response.body!r}"
 
     async def _must_answer(self, block: Block) -> None:
         assert self._served is not None
@@ -117,8 +130,10 @@ class PageRun:
 
     async def _shell(self, block: Block) -> None:
         self._printed = ""
-        if re.search(r"^curl ", block.text, re.MULTILINE):
+        if _RUNS.search(block.text):
             bounded = re.sub(r"^curl ", "curl --silent --show-error --max-time 20 ", block.text, flags=re.MULTILINE)
+            # The same command, found where the package is but not its script.
+            bounded = re.sub(r"\bagentrun-server ", "python -m agentrun_server ", bounded)
             self._printed = await self._program(block, "sh", "-c", self._placed(bounded))
             return
         for line in _lines(block.text):
@@ -143,6 +158,8 @@ class PageRun:
         return printed.decode()
 
     def _placed(self, text: str) -> str:
+        if ADDRESS not in text:
+            return text
         assert self._served is not None, "the page has shown no server yet"
         return text.replace(ADDRESS, self._served.url)
 
@@ -152,7 +169,7 @@ class PageRun:
         before = block.follows
         if before is None:
             return False
-        return (before.language == "python" and ADDRESS in before.text) or before.text.startswith("curl")
+        return (before.language == "python" and ADDRESS in before.text) or _RUNS.search(before.text) is not None
 
     def _compare(self, block: Block) -> None:
         if block.language == "json" and "…" not in block.text:
@@ -182,4 +199,6 @@ def _lines(text: str) -> list[str]:
 
 def _environment() -> dict[str, str]:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "middleware")])
-    return {**os.environ, "PYTHONPATH": paths, "no_proxy": "127.0.0.1"}
+    # ``python`` is that of the environment in which the package is.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, "PATH": path, "PYTHONPATH": paths, "no_proxy": "127.0.0.1"}

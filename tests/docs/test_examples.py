@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from agentrun_server import AgentRequest, AgentRunServer, OpenAIProtocolHandler
+from agentrun_server.errors import ConfigurationError
 from agentrun_server.testing import FakeOpenAI, ToolCallSpec, Turn, UpstreamError, Usage, openai_client
 from scripts.client_envs import python_environment
 from tests.docs.markdown import ROOT
@@ -143,8 +144,8 @@ async def upstream(fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 
 @asynccontextmanager
-async def _client(served: Served) -> AsyncIterator[openai.AsyncOpenAI]:
-    client = openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="unused", max_retries=0)
+async def _client(served: Served, api_key: str = "unused") -> AsyncIterator[openai.AsyncOpenAI]:
+    client = openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=api_key, max_retries=0)
     async with client:
         yield client
 
@@ -226,6 +227,42 @@ async def test_own_protocol_stops_the_agent_when_the_client_leaves() -> None:
             writer.close()
             await within(ended.wait())
             await within(writer.wait_closed())
+
+
+async def _printed_by_principal(*arguments: str) -> str:
+    """Return what ``python principal.py …`` prints: a token."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(EXAMPLES / "principal.py"),
+        *arguments,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "middleware")))},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    printed, _ = await within(process.communicate(), 20)
+    return printed.decode().strip()
+
+
+async def test_principal_tells_each_caller_what_they_may_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTRUN_AUTH_JWT_KEY", "0123456789abcdef" * 4)
+    tokens = await asyncio.gather(_printed_by_principal("ada", "admin"), _printed_by_principal("grace"))
+    answers = []
+    with example("principal") as module:
+        async with serve(module.server) as served:
+            for token in tokens:
+                async with _client(served, token) as client:
+                    answers.append(await ask(client, "Hi"))
+            async with _client(served, tokens[0][:-4]) as client:
+                with pytest.raises(openai.AuthenticationError):
+                    await ask(client, "Hi")
+    assert answers == [
+        "Hello, ada. The shop is open until six. It has sold 42 books today.",
+        "Hello, grace. The shop is open until six.",
+    ]
+
+
+def test_principal_does_not_start_without_a_key() -> None:
+    with pytest.raises(ConfigurationError, match="nothing is checked"), example("principal"):
+        raise AssertionError("it started")
 
 
 @pytest.mark.clients

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -218,8 +219,27 @@ async def test_protocols_of_a_users_own_are_held_to_the_scopes() -> None:
     request = Request(messages=[], model="research", principal=Principal("alice", ISSUER, frozenset({"models:chat"})))
     with pytest.raises(Exception, match="do not have access"):
         await server.agent_invoker.invoke(request)
-    request.model = "chat"
-    request.messages = [{"role": "user", "content": "hi"}]  # type: ignore[list-item]
+
+
+async def test_a_route_of_a_users_own_cannot_forget_who_is_calling() -> None:
+    server = guarded(AGENTS)
+
+    @server.app.post("/ask/{model}")
+    async def ask(model: str) -> list[str]:
+        request = Request(messages=[{"role": "user", "content": "hi"}], model=model)  # without a principal
+        return [str(item) for item in await server.agent_invoker.invoke(request)]
+
+    async with serve(server) as served:
+        assert (await served.ask("POST", "/ask/chat", b"", headers=bearer("models:chat"))).status == 200
+        assert (await served.ask("POST", "/ask/research", b"", headers=bearer("models:chat"))).status == 403
+        assert (await served.ask("POST", "/ask/research", b"", headers=bearer())).status == 200
+
+
+async def test_scopes_of_a_foreign_principal_may_be_one_text() -> None:
+    principal = SimpleNamespace(scopes="openid models:chat")
+    async with serve(AgentRunServer(AGENTS, middleware=[says(principal)])) as served:
+        assert models_of(await served.ask("GET", "/v1/models")) == ["chat"]
+        assert (await served.chat(model="research")).status == 403
 
 
 # --- GET /auth/verify
@@ -233,6 +253,8 @@ async def test_verify_tells_a_gateway_who_is_calling() -> None:
         assert answer.header("x-auth-issuer") == ISSUER
         assert answer.header("x-auth-scopes") == "a models:chat"
         assert answer.header("cache-control") == "no-store"
+        nothing = await served.ask("GET", "/auth/verify", headers=bearer())
+        assert nothing.header("x-auth-scopes") == "", "so that a gateway replaces what the client may have said"
         assert answer.header("content-length") is None, "a 204 has none (RFC 9110, section 8.6)"
         assert (await served.ask("HEAD", "/auth/verify", headers=bearer())).status == 204
         assert (await served.ask("POST", "/auth/verify", b"{}", headers=bearer())).status == 405
@@ -280,7 +302,7 @@ async def test_verify_passes_nothing_on_that_is_not_safe_in_a_header() -> None:
     async with serve(AgentRunServer(echo, middleware=[says(ForeignPrincipal())])) as served:
         answer = await served.ask("GET", "/auth/verify")
         assert answer.status == 204
-        assert not [name for name, _ in answer.headers if name.startswith("x-auth")]
+        assert not [name for name, _ in answer.headers if name.startswith("x-auth")], answer.headers
 
 
 @pytest.mark.parametrize("principal", ["alice", {"sub": "alice", "scopes": ["models:x"]}, 7])
@@ -364,9 +386,13 @@ async def test_token_limits_count_what_agents_report() -> None:
         assert (await served.ask("GET", "/auth/verify", headers=bearer())).status == 204, "a gateway asks for nothing"
 
 
-async def test_request_limits_are_for_each_caller() -> None:
-    config = ServerConfig(**AUTH, rate_limit_requests=2)
-    async with serve(AgentRunServer(echo, config=config)) as served:
+@pytest.mark.parametrize("by_settings", [True, False])
+async def test_request_limits_are_for_each_caller_whoever_has_authenticated_them(by_settings: bool) -> None:
+    from agentrun_middleware.jwt import JWTMiddleware
+
+    by_hand = Middleware(JWTMiddleware, algorithms=["HS256"], key=KEY, issuer=ISSUER, audience="agents")
+    config = ServerConfig(**(AUTH if by_settings else {}), rate_limit_requests=2)
+    async with serve(AgentRunServer(echo, config=config, middleware=[] if by_settings else [by_hand])) as served:
         answers = [await served.chat(headers=bearer()) for _ in range(3)]
         assert [answer.status for answer in answers] == [200, 200, 429]
         assert answers[-1].header("retry-after") is not None
