@@ -219,6 +219,7 @@ class ServerConfig:
     auth_jwt_algorithms: Sequence[str] = _setting("auth_jwt_algorithms", _list, ("RS256",))
     """How tokens are signed: algorithms of one family."""
     auth_leeway: float = _setting("auth_leeway", _float, 30.0)
+    """How far clocks may differ."""
     auth_max_lifetime: float | None = _setting("auth_max_lifetime", _optional_float, 24 * 3600.0)
     """Tokens that are valid for longer are refused."""
     auth_jwks_private: bool = _setting("auth_jwks_private", _bool, False)
@@ -226,6 +227,7 @@ class ServerConfig:
     auth_jwks_ca_file: str | None = _setting("auth_jwks_ca_file", _optional_text, None)
     """Certificate authorities for `auth_jwks_url`, in place of the usual ones."""
     auth_required_scopes: Sequence[str] = _setting("auth_required_scopes", _list, ())
+    """Scopes that every caller must have."""
     auth_public_paths: Sequence[str] = _setting("auth_public_paths", _list, ())
     """Paths that need no credential, compared exactly. Probes never need one."""
     auth_model_scopes: Literal["optional", "required"] = _setting(

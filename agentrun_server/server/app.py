@@ -53,6 +53,8 @@ __all__ = ["AgentRunServer", "MiddlewareEntry"]
 
 logger = get_logger("agentrun_server.server")
 
+_AZURE = ("/openai/deployments/", "/chat/completions")
+"""Azure's client puts the model into the path, besides the body, where it is read."""
 _RATE_LIMIT = ("limit", "remaining", "reset")
 
 INNER = "agentrun_server.inner"
@@ -146,6 +148,7 @@ class AgentRunServer:
                 self._add(f"{prefix}/chat/completions", "POST", chat)
                 self._add(f"{prefix}/models", "GET", self._models)
             self._model_paths = tuple(f"{prefix}/models/" for prefix in openai.prefixes)
+        self._serves_azure = openai is not None and openai.config.enable and openai.config.prefix is None
         self._stack = self._build_stack([*authentication(config), *middleware, *rate_limit(config)])
         self._app: FastAPI | None = None
         # Protocols of a user's own are FastAPI routers, and so is the documentation.
@@ -189,9 +192,12 @@ class AgentRunServer:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request: give it an id, catch what nobody caught, log it."""
-        given = client_request_id(scope) if self.config.trust_request_id else None
+        state = scope.get("state") or {}
+        # An id in the state is that of a middleware in front, never the client's.
+        given = state.get("request_id") or (client_request_id(scope) if self.config.trust_request_id else None)
         exchange = Exchange(send, given or self._new_id("req_"))
         scope[EXCHANGE] = exchange
+        scope["state"] = {**state, "request_id": exchange.request_id}
         request_id.set(exchange.request_id)
         try:
             if INNER in scope or (self._app is None and not self._needs_app):
@@ -206,7 +212,7 @@ class AgentRunServer:
         finally:
             exchange.close()
             if self._access_log is not None and not exchange.quiet:
-                if scope.get("state"):
+                if "principal" in scope["state"]:
                     exchange.note_caller(scope)
                 self._access_log.write(
                     scope, exchange.status or 499, exchange.elapsed(), exchange.request_id, exchange.facts
@@ -248,6 +254,8 @@ class AgentRunServer:
         for prefix in self._model_paths:
             if path.startswith(prefix):
                 return "GET", self._model
+        if self._serves_azure and path.startswith(_AZURE[0]) and path.endswith(_AZURE[1]):
+            return "POST", self.agent_invoker.chat
         return "", None
 
     # --- routes

@@ -7,7 +7,7 @@
 * `api_key` — API keys: made, stored as hashes, verified.
 * `authentication` — what both have in common, and several kinds of credentials at once.
 * `rate_limit`, `body_limit` — how much a caller may ask for.
-* `client_address` — who is calling, behind proxies.
+* `client_address` — where a request comes from, behind proxies; `gateway` — who is calling, as a gateway has verified.
 * `request_id`, `access_log`, `security_headers` — what every answer carries, and what is written of it.
 
 Who is calling reaches the app as ``scope["state"]["principal"]``, a `Principal`: the one contract between the two.

@@ -19,7 +19,7 @@ from agentrun_middleware.authentication import AuthenticationMiddleware, Credent
 from agentrun_middleware.key_file import KeyFile
 from agentrun_middleware.key_record import KEY_PREFIX, KeyRecord, Pepper, id_of
 from agentrun_middleware.key_store import AskedKeys, FileKeys, KeyFunction, KeyStore
-from agentrun_middleware.principal import FrozenDict, Principal
+from agentrun_middleware.principal import FrozenDict, Principal, is_issuer
 
 __all__ = ["APIKeyMiddleware", "APIKeyVerifier", "KeyFile", "KeyRecord", "Keys", "Pepper"]
 
@@ -56,8 +56,8 @@ class APIKeyVerifier:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        if not issuer:
-            raise ValueError("an issuer is needed")
+        if not is_issuer(issuer):
+            raise ValueError("issuer: printable ASCII without '|'")
         self._issuer = issuer
         self._now = wall_clock
         self._store: KeyStore

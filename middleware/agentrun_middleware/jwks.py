@@ -176,7 +176,7 @@ class JWKS:
 
     def _joins(self, kid: str | None, algorithm: str, now: float) -> bool:
         """Return whether a look-up waits for a fetch that another has started."""
-        return not self._failures or not self._keys or self._absent.get((kid, algorithm), _NEVER) <= now
+        return not self._failures or self._absent.get((kid, algorithm), _NEVER) <= now
 
     def _remember_absent(self, kid: str | None, algorithm: str) -> None:
         self._absent[kid, algorithm] = self._clock() + _ABSENT_SECONDS

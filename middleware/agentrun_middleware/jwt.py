@@ -41,7 +41,7 @@ from agentrun_middleware.authentication import (
     VerifierUnavailableError,
 )
 from agentrun_middleware.jwks import JWKS, KeysUnavailableError, UnknownKeyError
-from agentrun_middleware.principal import Principal, freeze, is_scope, is_subject
+from agentrun_middleware.principal import Principal, freeze, is_issuer, is_scope, is_subject
 from agentrun_middleware.signing_keys import SigningKey, family_of, static_keys
 
 __all__ = ["Issuer", "JWTMiddleware", "JWTVerifier"]
@@ -128,8 +128,8 @@ class Issuer:
     ca_file: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.issuer, str) or not self.issuer:
-            raise ValueError("issuer: a token's iss must be known")
+        if not is_issuer(self.issuer):
+            raise ValueError("issuer: the iss of the tokens, in printable ASCII without '|'")
         audiences = [self.audience] if isinstance(self.audience, str) else list(self.audience)
         if not audiences or not all(isinstance(one, str) and one for one in audiences):
             raise ValueError("audience: at least one name under which tokens are meant for this app")

@@ -3,6 +3,7 @@
 * ``principal`` — set by an authentication middleware: who is calling, as a `Principal`.
 * ``usage`` — a dict set by the rate limit when it limits tokens; the app writes ``total_tokens`` into it when it knows
   how many tokens the answer cost. An app that does not is charged for requests alone.
+* ``request_id`` — set by whoever stands outermost, `RequestIDMiddleware` or the app itself; all others keep to it.
 """
 
 from typing import Any, Final

@@ -142,8 +142,8 @@ class TestQuery:
             "access_token", "access-token", "accessToken", "ACCESS_TOKEN", "id_token", "token", "TOKEN", "jwt",
             "bearer", "authorization", "Authorization", "api_key", "api-key", "apikey", "apiKey", "API-KEY",
             "x-api-key", "X_API_KEY", "key", "auth_token", "refresh_token", "client_secret", "password", "secret",
-            "api_token", "x-access-token", "x-auth-token", "token[]", " token ", "+token", "%74oken", "%54OKEN", "a%70i_key",
-            "api%5fkey", "api%2Dkey", "api%2dkey", "to%6Ben", "token%20", "%00token", "api.key", "k%65y",
+            "api_token", "x-access-token", "x-auth-token", "token[]", " token ", "+token", "%74oken", "%54OKEN",
+            "a%70i_key", "api%5fkey", "api%2Dkey", "api%2dkey", "to%6Ben", "token%20", "%00token", "api.key", "k%65y",
         ],
     )  # fmt: skip
     @pytest.mark.parametrize(

@@ -510,6 +510,25 @@ class TestFlood:
             assert await within(never_seen) is not None
             assert provider.fetches == 3
 
+    async def test_a_name_that_was_only_asked_for_while_the_provider_failed_may_be_a_new_key(
+        self, cached: Caches, clock: Clock
+    ) -> None:
+        async with JWKSServer(OLD) as provider:
+            cache = cached(provider)
+            await cache.find("old", "ES256")
+            provider.answer = says(b"", 500)
+            for _ in range(2):
+                clock.advance(30)
+                assert await found(cache, "new") is None
+            provider.publish(OLD, NEW)
+            provider.answer = publishes()
+            provider.hold()
+            clock.advance(30)
+            first, second = (asyncio.ensure_future(found(cache, "new")) for _ in range(2))
+            await provider.fetched(4)
+            provider.release()
+            assert await within(first) is await within(second) is not None
+
     async def test_of_the_names_that_were_not_there_the_last_128_are_remembered(self, cached: Caches) -> None:
         async with JWKSServer(OLD) as provider:
             cache = cached(provider)
@@ -648,6 +667,7 @@ class TestOutage:
                 assert await found(cache, "new") is None
             assert provider.fetches > 3
             assert caplog.messages.count("signing keys cannot be fetched") == 1
+            assert "fetching signing keys broke" not in caplog.messages
             assert cache.generation == 0
 
     async def test_the_log_says_where_and_why(self, cached: Caches, caplog: pytest.LogCaptureFixture) -> None:
@@ -727,7 +747,10 @@ class TestEnd:
             await cache.find("old", "ES256")
             await provider.fetched(2)
             assert provider.connections == 1
+            fetching = cache._fetching
+            assert fetching is not None
             await within(cache.aclose())
+            assert fetching.cancelled()
             await eventually(lambda: not provider.connections)
             left = {kind: owned()[kind] - before[kind] for kind in ("tasks", "files")}
             assert not any(left.values()), left

@@ -818,6 +818,16 @@ def test_settings_that_work_are_accepted(settings: dict[str, Any]) -> None:
     JWTMiddleware(Behind(), **settings)
 
 
+async def test_every_argument_reaches_the_issuer() -> None:
+    now = int(time.time())
+    unusual = signer("HS256").token(claims(exp=now - 300, iat=now - 10**6), typ="x")
+    arguments: dict[str, Any] = {"leeway": 600.0, "max_lifetime": None, "types": ["x"]}
+    for left_out in (None, *arguments):
+        settings = {name: value for name, value in arguments.items() if name != left_out}
+        answer = await call(JWTMiddleware(Behind(), **GOOD, **settings), http_scope(headers=bearer(unusual)))
+        assert answer.status == (200 if left_out is None else 401)
+
+
 def test_two_entries_for_one_issuer_are_refused() -> None:
     with pytest.raises(ValueError, match="one entry for each iss"):
         JWTVerifier([issuer(), issuer("RS256")])

@@ -449,3 +449,51 @@ async def test_middleware_sees_the_lifespan() -> None:
         async with serve(server) as served:
             assert (await served.chat()).status == 200
         assert seen == ["lifespan", "http", "end"]
+
+
+@pytest.mark.parametrize("deployment", [None, "chat"])
+async def test_azures_client_chats_with_its_key_header_and_its_path(deployment: str | None) -> None:
+    from openai import AsyncAzureOpenAI, PermissionDeniedError
+
+    token = bearer("models:chat")[0][1].removeprefix("Bearer ")
+    async with (
+        serve(guarded(AGENTS)) as served,
+        AsyncAzureOpenAI(
+            azure_endpoint=served.url, api_key=token, api_version="2026-01-01", azure_deployment=deployment
+        ) as client,
+    ):
+        answer = await client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "hi"}])
+        assert answer.choices[0].message.content == "hi"
+        with pytest.raises(PermissionDeniedError):
+            await client.chat.completions.create(model="research", messages=[{"role": "user", "content": "hi"}])
+        assert (await served.ask("GET", "/openai/deployments/chat/chat/completions")).status == 401
+
+
+async def test_a_prefix_of_ones_own_has_no_path_of_azures() -> None:
+    from agentrun_server import OpenAIProtocolConfig
+
+    config = ServerConfig(openai=OpenAIProtocolConfig(prefix="/mine"))
+    async with serve(AgentRunServer(echo, config=config)) as served:
+        assert (await served.ask("POST", "/openai/deployments/a/chat/completions", b"{}")).status == 404
+
+
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("trust", [False, True])
+async def test_a_request_has_one_id_whoever_gives_it(
+    outside: bool, trust: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from agentrun_middleware.request_id import RequestIDMiddleware
+
+    seen: list[str] = []
+
+    async def agent(request: AgentRequest) -> str:
+        seen.append(request.request_id)
+        return "ok"
+
+    entry = Middleware(RequestIDMiddleware, trust=trust)
+    inner = AgentRunServer(agent, config=ServerConfig(log_format="json"), middleware=[] if outside else [entry])
+    async with serve(RequestIDMiddleware(inner, trust=trust) if outside else inner) as served:
+        answer = await served.chat(headers=(("x-request-id", "of-the-client"),))
+    ids = [value for name, value in answer.headers if name == "x-request-id"]
+    assert ids == seen == [json.loads(capsys.readouterr().out)["request_id"]]
+    assert (ids == ["of-the-client"]) is (trust and outside), "inside, the server has given it already"
