@@ -2,6 +2,7 @@
 
 import gc
 import resource
+import signal
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ logger = get_logger("agentrun_server.server")
 
 _HTTP_PROTOCOL = "agentrun_server.server.http_protocol:GuardedHttpToolsProtocol"
 _CANNOT_START = 3
+_TERMINATED = 128 + signal.SIGTERM
 """uvicorn's exit status for a server that did not start."""
 _LAST_RESORT = 15
 """Seconds uvicorn waits for connections after our drain has ended; by then none should be busy."""
@@ -101,6 +103,8 @@ def _serve(server: "uvicorn.Server", sockets: list[socket.socket] | None) -> Non
         server.run(sockets)
     if not server.started:
         raise SystemExit(_CANNOT_START)
+    if signal.SIGTERM in server._captured_signals:  # process 1 of a container outlives the signal it raises
+        raise SystemExit(_TERMINATED)
 
 
 def _supervise(config: "uvicorn.Config", sockets: list[socket.socket]) -> None:
@@ -110,8 +114,17 @@ def _supervise(config: "uvicorn.Config", sockets: list[socket.socket]) -> None:
     if config.should_reload:
         ChangeReload(config, target=uvicorn.Server(config).run, sockets=sockets).run()
         return
-    workers = Multiprocess(config, sockets=sockets)
+    class Workers(Multiprocess):
+        terminated = False
+
+        def handle_term(self) -> None:
+            self.terminated = True
+            super().handle_term()
+
+    workers = Workers(config, sockets=sockets)
     workers.run()
+    if workers.terminated:
+        raise SystemExit(_TERMINATED)
     if any(process.exitcode == _CANNOT_START for process in workers.processes):
         raise SystemExit(_CANNOT_START)
 

@@ -223,8 +223,8 @@ class JWTVerifier:
         now = self._clock()
         principal = _principal(claims, trust.issuer, now)
         until = min(claims["exp"] + trust.issuer.leeway, now + self._cache_seconds)
-        # Keys may have changed while the decision waited for them: then the next request decides anew.
-        if until > now and generation == trust.keys.generation:
+        # Keys may have changed while the decision waited for them: its number is then an old one, and it counts once.
+        if until > now:
             if len(self._verified) >= _MAX_CACHED:
                 del self._verified[next(iter(self._verified))]
             self._verified[digest] = _Verified(principal, until, trust.keys, generation)

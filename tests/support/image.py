@@ -452,19 +452,21 @@ def running(
             stderr=subprocess.STDOUT,
             pass_fds=(writing,),
         )
+    pid = 0
     try:
         os.close(writing)
         with os.fdopen(reading, encoding="utf-8") as info:
             said = info.read()
         assert said, log.read_text("utf-8")
-        pid: int = json.loads(said)["child-pid"]
+        pid = json.loads(said)["child-pid"]
         _wait_for_command(pid)
         settings = [f"{name}={value}" for name, value in variables.items()]
         inside = [*as_user, "env", "-i", f"--chdir={image.workdir}", *settings]
         yield Container(process, pid, inside, image.stop_signal)
     finally:
         if process.poll() is None:
-            process.kill()  # bubblewrap takes its process 1 with it
+            # Not bubblewrap alone: another user's process does not end with it.
+            os.kill(pid or process.pid, signal.SIGKILL)
         process.wait(10)
 
 
@@ -493,8 +495,7 @@ def _as_user(user: str, capabilities: Sequence[str]) -> list[str]:
     if not (number.isdigit() and group.isdigit()):
         raise ValueError(f"the user of an image is given by numbers, not as {user!r}: Kubernetes cannot look names up")
     kept = ",".join(["-all", *(f"+{capability.lower()}" for capability in capabilities)])
-    # --die-with-parent is forgotten when a process becomes another user.
-    drop = [f"--bounding-set={kept}", "--inh-caps=-all", "--no-new-privs", "--pdeathsig=KILL"]
+    drop = [f"--bounding-set={kept}", "--inh-caps=-all", "--no-new-privs"]
     return ["/usr/bin/setpriv", f"--reuid={number}", f"--regid={group}", "--clear-groups", *drop, "--"]
 
 

@@ -14,8 +14,8 @@ import signal
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +30,7 @@ __all__ = [
     "CONF",
     "NGINX",
     "ONE_WORKER",
+    "InFront",
     "Nginx",
     "TLSClient",
     "edited",
@@ -37,6 +38,7 @@ __all__ = [
     "needs_nginx",
     "nginx",
     "placed",
+    "shipped",
 ]
 
 CONF = REPOSITORY / "deploy" / "nginx.conf"
@@ -203,7 +205,7 @@ class Nginx:
         return await self.ask("POST", CHAT, chat_body(stream=stream, **fields), headers)
 
     async def raw(self, data: bytes) -> bytes:
-        """Send bytes as they are over TLS, as many as it takes; return all that comes until it closes the connection."""
+        """Send bytes as they are over TLS, as many as it takes; return all that comes until it closes."""
         async with self.client() as client:
             with suppress(ConnectionError):
                 await client.send(data)
@@ -223,8 +225,8 @@ class Nginx:
         return [json.loads(line) for line in self.read_log("access").splitlines()]
 
     def read_log(self, name: str) -> str:
-        """Return the access or error log."""
-        return (self.folder / f"{name}.log").read_bytes().decode("ascii")
+        """Return the access, error or start log."""
+        return (self.folder / f"{name}.log").read_text("ascii")
 
     async def logged(self, **fields: Any) -> dict[str, Any]:
         """Wait for a line of the access log with these `fields`: it is written after the answer. Return it."""
@@ -287,6 +289,10 @@ def _title(process: int) -> str:
         return ""
 
 
+InFront = Callable[..., AbstractAsyncContextManager[Nginx]]
+"""`nginx` with folder and certificate: takes the ports of the replicas, `conf` and `edits`."""
+
+
 @asynccontextmanager
 async def nginx(
     folder: Path, certificate: Path, *replicas: int, conf: Path = CONF, edits: Edits | None = None
@@ -299,18 +305,14 @@ async def nginx(
     first, second = replicas if len(replicas) == 2 else (*replicas, *replicas)
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in _LISTEN]
     try:
-        listen = dict(zip(_LISTEN, (s.getsockname()[1] for s in sockets), strict=True))
-        text = edited(conf.read_text("utf-8"), edits or {})
-        places = {address: port for address, port in listen.items() if f"listen {address} " in text}
-        text = placed(text, folder, certificate, places, (first, second))
-        (folder / "nginx.conf").write_text(text, "utf-8")
-        process = await _start(folder, sockets)
+        listen: dict[str, int] = {at: s.getsockname()[1] for at, s in zip(_LISTEN, sockets, strict=True)}
+        text = placed(edited(shipped(conf), edits or {}), folder, certificate, listen, (first, second))
+        process = await _start(text, folder, sockets)
     finally:
         for listening in sockets:
             listening.close()
     running = Nginx(folder, certificate, listen, process)
     try:
-
         # All of them: one that has just begun does not hear when it is told to stop.
         expected = 1 if "worker_processes 1;" in text else os.sysconf("SC_NPROCESSORS_ONLN")
 
@@ -324,18 +326,20 @@ async def nginx(
         await running.stop()
 
 
-async def _start(folder: Path, sockets: Sequence[socket.socket]) -> asyncio.subprocess.Process:
+def shipped(conf: Path) -> str:
+    """Return the text of a shipped file."""
+    return conf.read_text("utf-8")
+
+
+async def _start(text: str, folder: Path, sockets: Sequence[socket.socket]) -> asyncio.subprocess.Process:
+    (folder / "nginx.conf").write_text(text, "utf-8")
     descriptors = [s.fileno() for s in sockets]
     assert NGINX is not None
     return await asyncio.create_subprocess_exec(
         NGINX,
         *("-p", str(folder), "-c", f"{folder}/nginx.conf", "-e", f"{folder}/start.log", "-g", "daemon off;"),
-        env={**os.environ, "NGINX": _joined(descriptors)},
+        env={**os.environ, "NGINX": "".join(f"{descriptor};" for descriptor in descriptors)},
         pass_fds=descriptors,
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
-
-
-def _joined(numbers: Iterable[int]) -> str:
-    return "".join(f"{number};" for number in numbers)

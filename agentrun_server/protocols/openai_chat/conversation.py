@@ -10,7 +10,7 @@ from typing import Any
 
 from agentrun_server.core.messages import Message
 from agentrun_server.errors import InvalidRequestError
-from agentrun_server.protocols.openai_chat.fields import (
+from agentrun_server.protocols.fields import (
     array,
     choice,
     invalid,

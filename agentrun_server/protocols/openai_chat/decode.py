@@ -1,6 +1,5 @@
 """Reading a Chat Completions request."""
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,9 @@ from agentrun_server.core.grammar import ToolKind
 from agentrun_server.core.messages import Tool
 from agentrun_server.core.request import AgentRequest, Headers
 from agentrun_server.errors import InvalidRequestError
+from agentrun_server.protocols.fields import check_finite, invalid, missing
 from agentrun_server.protocols.openai_chat.conversation import read_messages
-from agentrun_server.protocols.openai_chat.fields import FIELDS, invalid, missing
+from agentrun_server.protocols.openai_chat.fields import FIELDS
 
 __all__ = ["PLAIN", "ChatOptions", "decode", "parse_json", "warm_up"]
 
@@ -100,7 +100,7 @@ def decode(
     if extra:
         if strict_fields:
             invalid(min(extra)[:64], "unknown request field.", "unknown_parameter")
-        _check_finite(extra)
+        check_finite(extra)
     if "model" not in params:
         missing("model")
     if "messages" not in params:
@@ -130,19 +130,6 @@ def decode(
         headers=headers,
     )
     return request, options
-
-
-def _check_finite(value: Any) -> None:
-    """Refuse numbers like 1e999 in fields nobody else checks: they are infinite in Python, and no JSON any more."""
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise InvalidRequestError("A number in the body of your request is too large.", code="invalid_json")
-    elif isinstance(value, dict):
-        for item in value.values():
-            _check_finite(item)
-    elif isinstance(value, list):
-        for item in value:
-            _check_finite(item)
 
 
 def _read_options(

@@ -15,13 +15,12 @@ from agentrun_server.errors import APIError
 from agentrun_server.protocols.json_text import dumps, quote, quote_of
 from agentrun_server.protocols.openai_chat.decode import ChatOptions
 from agentrun_server.protocols.openai_chat.turn import OWN_KEYS, ChatSettings, Turn
+from agentrun_server.protocols.turn import MAX_PIECE
 
 __all__ = ["ChunkEncoder", "CompletionEncoder", "plain_completion"]
 
 _DONE = "data: [DONE]\n\n"
 _ROLE_WITHOUT_TEXT = '{"role":"assistant","content":null}'
-_MAX_PIECE = 64 * 1024
-"""A longer piece of text is written as several chunks, so that no client has to hold one huge line."""
 
 
 class ChunkEncoder(Turn):
@@ -64,7 +63,7 @@ class ChunkEncoder(Turn):
         if type(item) is str and self.plain:
             size = len(item) if item.isascii() else utf8_size(item)
             self.text_bytes = total = self.text_bytes + size
-            if size <= _MAX_PIECE and total <= self._max_bytes:
+            if size <= MAX_PIECE and total <= self._max_bytes:
                 return f"{self._text_head}{quote(item)}{self._text_tail}"
             self.text_bytes = total - size
         return super().feed(item)
@@ -73,7 +72,7 @@ class ChunkEncoder(Turn):
         """Take pieces of plain text, one chunk each: as `feed` for each, at a quarter of its cost."""
         text = "".join(texts)
         size = utf8_size(text)
-        if size > _MAX_PIECE or self.text_bytes + size > self._max_bytes:
+        if size > MAX_PIECE or self.text_bytes + size > self._max_bytes:
             return "".join([self.feed(piece) for piece in texts])
         self.text_bytes += size
         between = f"{self._text_tail}{self._text_head}"
@@ -132,8 +131,8 @@ class ChunkEncoder(Turn):
         written = self._opened(text=True)
         if addition is not None:
             return written + self._chunk(dumps(self._with_addition({"content": text}, addition)), logprobs)
-        for start in range(0, len(text), _MAX_PIECE):
-            piece = text if len(text) <= _MAX_PIECE else text[start : start + _MAX_PIECE]
+        for start in range(0, len(text), MAX_PIECE):
+            piece = text if len(text) <= MAX_PIECE else text[start : start + MAX_PIECE]
             written += self._chunk(f'{{"content":{quote(piece)}}}', logprobs)
             logprobs = None
         return written

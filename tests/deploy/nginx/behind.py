@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jwt
+import pytest
 
 from agentrun_server import AgentRequest, AgentRunServer, ServerConfig
 from agentrun_server.server.asgi import Receive, Scope, Send
 from tests.support.clock import within
+from tests.support.nginx import APP_AUTH_CONF, CONF
 
 __all__ = [
     "ALICE",
@@ -26,12 +28,16 @@ __all__ = [
     "Script",
     "Speaker",
     "bearer",
+    "both",
     "guarded",
     "scripted",
     "token",
 ]
 
 Headers = tuple[tuple[str, str], ...]
+
+both = pytest.mark.parametrize("conf", [CONF, APP_AUTH_CONF], ids=["nginx", "app-auth"])
+"""A test of what both files do."""
 
 KEY = "for-tests-only-" + "k" * 40
 ISSUER = "https://issuer.test"

@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from agentrun_server import AgentRequest
 from tests.deploy.nginx.behind import ALICE, GOOD, ISSUER, Echo, Headers, bearer, guarded, token
-from tests.support.nginx import CONF, needs_nginx, nginx
+from tests.support.nginx import CONF, InFront, needs_nginx, shipped
 from tests.support.raw_client import CHAT, Response, chat_body
 from tests.support.serve import serve
 
@@ -38,14 +37,14 @@ CREDENTIALS: dict[str, tuple[Headers, int, str]] = {
     "expired": (bearer("use", iat=1, exp=2), 401, "invalid_api_key"),
     "longer than 8 KiB": (key("x" * 9000), 401, "invalid_api_key"),
     "without the scope": (bearer("other"), 403, "insufficient_scope"),
-    "two different": (bearer("use") + (("api-key", token("use", sub="bob")),), 400, "invalid_request"),
+    "two different": ((*bearer("use"), ("api-key", token("use", sub="bob"))), 400, "invalid_request"),
     "not printable": ((("authorization", "Bearer caf\xe9"),), 400, "invalid_request"),
     "good": (bearer("use"), 200, ""),
     "good, as Azure's": ((("api-key", token("use")),), 200, ""),
 }
 
 
-async def test_nginx_refuses_what_the_server_refuses_and_says_the_same(certificate: Path, tmp_path: Path) -> None:
+async def test_nginx_refuses_what_the_server_refuses_and_says_the_same(in_front: InFront) -> None:
     asked: list[str] = []
 
     async def agent(request: AgentRequest) -> AsyncIterator[str]:
@@ -53,7 +52,7 @@ async def test_nginx_refuses_what_the_server_refuses_and_says_the_same(certifica
         yield "hello"
 
     server = guarded(agent, auth_required_scopes=["use"])
-    async with serve(server) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(server) as served, in_front(served.port) as front:
         for name, (headers, status, code) in CREDENTIALS.items():
             answer = await front.chat(headers=headers)
             assert answer.status == status, name
@@ -63,18 +62,18 @@ async def test_nginx_refuses_what_the_server_refuses_and_says_the_same(certifica
                 assert answer.error()["code"] == code, name
                 assert shown(answer) == shown(await served.chat(headers=headers)), name
         assert asked == []
-        await front.logged(status=401, path=CHAT, upstream=""), "the request itself was not passed on"
+        await front.logged(status=401, path=CHAT, upstream="")  # the request itself was not passed on
 
 
-async def test_a_credential_in_the_query_is_refused_by_the_server(certificate: Path, tmp_path: Path) -> None:
-    async with serve(guarded(echo)) as served, nginx(tmp_path, certificate, served.port) as front:
+async def test_a_credential_in_the_query_is_refused_by_the_server(in_front: InFront) -> None:
+    async with serve(guarded(echo)) as served, in_front(served.port) as front:
         answer = await front.ask("GET", "/v1/models?api_key=x", headers=bearer())
         assert (answer.status, answer.error()["code"]) == (400, "invalid_request")
 
 
-async def test_what_the_server_refuses_later_passes_as_it_is(certificate: Path, tmp_path: Path) -> None:
+async def test_what_the_server_refuses_later_passes_as_it_is(in_front: InFront) -> None:
     server = guarded({"a": echo, "b": echo})
-    async with serve(server) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(server) as served, in_front(served.port) as front:
         refused = await front.chat(model="b", headers=bearer("models:a"))
         assert shown(refused) == shown(await served.chat(model="b", headers=bearer("models:a")))
         assert refused.status == 403
@@ -86,10 +85,10 @@ async def test_what_the_server_refuses_later_passes_as_it_is(certificate: Path, 
 # --- what the server is told
 
 
-async def test_identity_comes_from_the_check_alone(certificate: Path, tmp_path: Path) -> None:
+async def test_identity_comes_from_the_check_alone(in_front: InFront) -> None:
     app = Echo()
     forged: Headers = tuple((name, "forged") for name in ALICE)
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(app) as served, in_front(served.port) as front:
         assert (await front.ask("GET", "/v1/models", headers=GOOD + forged)).status == 200
         (call,) = app.calls
         assert {name: call.headers.get(name) for name in ALICE} == ALICE
@@ -98,43 +97,43 @@ async def test_identity_comes_from_the_check_alone(certificate: Path, tmp_path: 
         assert (line["subject"], line["issuer"]) == ("alice", ISSUER)
 
 
-STRIPPED = re.findall(r'^    proxy_set_header (\S+) "";', CONF.read_text("utf-8"), re.MULTILINE)
+STRIPPED = re.findall(r'^    proxy_set_header (\S+) "";', shipped(CONF), re.MULTILINE)
 
 
-async def test_trap_3_what_gateways_say_of_a_request_is_taken_from_clients(certificate: Path, tmp_path: Path) -> None:
+async def test_trap_3_what_gateways_say_of_a_request_is_taken_from_clients(in_front: InFront) -> None:
     """And the names with underscores, which some servers take for the same."""
     app = Echo()
     known = {"x-auth-roles", "x-auth-user", "x-auth-email", "x-forwarded-user", "x-remote-user", "x-original-uri"}
-    names = {name.lower() for name in STRIPPED} - {"connection"} | known | {"forwarded", "x-real-ip", "x-forwarded-host"}
+    names = (
+        {name.lower() for name in STRIPPED} - {"connection"} | known | {"forwarded", "x-real-ip", "x-forwarded-host"}
+    )
     forged = tuple((name, "forged") for name in [*names, *(name.replace("-", "_") for name in names), "x_auth_subject"])
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(app) as served, in_front(served.port) as front:
         assert (await front.ask("GET", "/v1/models", headers=GOOD + forged)).status == 200
         assert (await front.ask("GET", "/livez", headers=forged)).status == 200
     assert "forged" not in str(app.calls)
     assert "forged" not in str(app.checks)
-    without = {"proxy_set_header X-Auth-Roles \"\";\n": ""}
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port, edits=without) as front:
+    without = {'proxy_set_header X-Auth-Roles "";\n': ""}
+    async with serve(app) as served, in_front(served.port, edits=without) as front:
         await front.ask("GET", "/v1/models", headers=GOOD + forged)
     assert app.calls[-1].headers["x-auth-roles"] == "forged", "what is not named passes"
 
 
-async def test_trap_2_one_header_set_in_a_location_lets_all_the_others_through(
-    certificate: Path, tmp_path: Path
-) -> None:
+async def test_trap_2_one_header_set_in_a_location_lets_all_the_others_through(in_front: InFront) -> None:
     app = Echo()
     edits = {"proxy_pass http://$replica;": "proxy_pass http://$replica; proxy_set_header X-Harmless yes;"}
     forged: Headers = (("x-auth-subject", "root"), ("x-auth-roles", "admin"))
     async with serve(app) as served:
-        async with nginx(tmp_path, certificate, served.port, edits=edits) as front:
+        async with in_front(served.port, edits=edits) as front:
             await front.ask("GET", "/", headers=GOOD + forged)
         assert app.calls[-1].headers["x-auth-subject"] == "root"
-        async with nginx(tmp_path, certificate, served.port) as front:
+        async with in_front(served.port) as front:
             await front.ask("GET", "/", headers=GOOD + forged)
         assert app.calls[-1].headers["x-auth-subject"] == "alice"
 
 
 def test_trap_2_headers_are_set_in_one_place_and_for_the_check_alone() -> None:
-    text = CONF.read_text("utf-8")
+    text = shipped(CONF)
     locations = re.findall(r"^        location ([^{]+) \{\n(.*?)^        \}", text, re.DOTALL | re.MULTILINE)
     assert [name for name, body in locations if "proxy_set_header" in body] == ["= /_auth"]
     with_headers = {name: re.findall(r"add_header (\S+)", body) for name, body in locations if "add_header" in body}
@@ -142,14 +141,14 @@ def test_trap_2_headers_are_set_in_one_place_and_for_the_check_alone() -> None:
     assert {"Strict-Transport-Security", "X-Content-Type-Options"} <= set(with_headers["= /_error"])
 
 
-async def test_the_address_the_scheme_and_the_id_are_nginxs_own(certificate: Path, tmp_path: Path) -> None:
+async def test_the_address_the_scheme_and_the_id_are_nginxs_own(in_front: InFront) -> None:
     app = Echo()
     forged: Headers = (
         ("x-forwarded-for", "203.0.113.7"),
         ("x-forwarded-proto", "ftp"),
         ("x-request-id", "forged"),
     )
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(app) as served, in_front(served.port) as front:
         answer = await front.ask("GET", "/v1/models", headers=GOOD + forged)
         line = await front.logged(path="/v1/models")
     for call in (*app.calls, *app.checks):
@@ -160,12 +159,10 @@ async def test_the_address_the_scheme_and_the_id_are_nginxs_own(certificate: Pat
     assert answer.status == 200
 
 
-async def test_the_check_is_told_the_credential_and_nothing_else_of_the_request(
-    certificate: Path, tmp_path: Path
-) -> None:
+async def test_the_check_is_told_the_credential_and_nothing_else_of_the_request(in_front: InFront) -> None:
     app = Echo()
     more: Headers = (("cookie", "a=b"), ("x-anything", "1"), ("api-key", "good"))
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(app) as served, in_front(served.port) as front:
         assert (await front.ask("POST", "/v1/x?query=1", b"{}", GOOD + more)).status == 200
     (check,) = app.checks
     assert (check.method, check.raw_path, check.query, check.body) == ("GET", "/auth/verify", "", b"")
@@ -176,11 +173,15 @@ async def test_the_check_is_told_the_credential_and_nothing_else_of_the_request(
 
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket", "TLS/1.0"])
-async def test_an_upgrade_is_not_passed_on(protocol: str, certificate: Path, tmp_path: Path) -> None:
+async def test_an_upgrade_is_not_passed_on(protocol: str, in_front: InFront) -> None:
     """A server that took it up would speak with the client past all checks."""
     app = Echo()
-    upgrade: Headers = (("connection", "Upgrade, HTTP2-Settings"), ("upgrade", protocol), ("http2-settings", "AAMAAABk"))
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port) as front:
+    upgrade: Headers = (
+        ("connection", "Upgrade, HTTP2-Settings"),
+        ("upgrade", protocol),
+        ("http2-settings", "AAMAAABk"),
+    )
+    async with serve(app) as served, in_front(served.port) as front:
         assert (await front.ask("GET", "/v1/realtime", headers=GOOD + upgrade)).status == 200
     assert "upgrade" not in app.calls[0].headers
     assert "connection" not in app.calls[0].headers
@@ -190,8 +191,8 @@ async def test_an_upgrade_is_not_passed_on(protocol: str, certificate: Path, tmp
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
-async def test_probes_are_open_with_and_without_tls(path: str, certificate: Path, tmp_path: Path) -> None:
-    async with serve(guarded(echo)) as served, nginx(tmp_path, certificate, served.port) as front:
+async def test_probes_are_open_with_and_without_tls(path: str, in_front: InFront) -> None:
+    async with serve(guarded(echo)) as served, in_front(served.port) as front:
         assert (await front.ask("GET", path)).status == 200
         async with front.plain_client() as client:
             await client.request("GET", path)
@@ -201,11 +202,11 @@ async def test_probes_are_open_with_and_without_tls(path: str, certificate: Path
         assert front.access_log() == [], "probes are not logged"
 
 
-async def test_trap_12_what_nginx_takes_for_a_probe_is_one_to_the_server(certificate: Path, tmp_path: Path) -> None:
+async def test_trap_12_what_nginx_takes_for_a_probe_is_one_to_the_server(in_front: InFront) -> None:
     app = Echo()
     paths = ("/v1/models/../../livez", "/x/..%2f/livez", "//livez", "/./livez", "/v1//../livez?x", "/livez#x")
     async with serve(app) as served:
-        async with nginx(tmp_path, certificate, served.port) as front:
+        async with in_front(served.port) as front:
             for path in paths:
                 assert (await front.ask("GET", path)).status == 200, path
         assert app.calls == [], "open, and nothing but the probe"
@@ -214,7 +215,7 @@ async def test_trap_12_what_nginx_takes_for_a_probe_is_one_to_the_server(certifi
                 "auth_request off; access_log off; proxy_pass http://agents;"
             )
         }
-        async with nginx(tmp_path, certificate, served.port, edits=edits) as front:
+        async with in_front(served.port, edits=edits) as front:
             await front.ask("GET", "/v1/models/../../livez")
     assert app.calls[0].raw_path == "/v1/models/../../livez", "passed as it was written it would be another path, open"
 
@@ -227,9 +228,9 @@ INTERNAL = (
 )  # fmt: skip
 
 
-async def test_what_is_internal_is_not_found_from_outside(certificate: Path, tmp_path: Path) -> None:
+async def test_what_is_internal_is_not_found_from_outside(in_front: InFront) -> None:
     app = Echo()
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(app) as served, in_front(served.port) as front:
         for path in INTERNAL:
             for headers in ((), GOOD):
                 answer = await front.ask("GET", path, headers=headers)
@@ -243,9 +244,9 @@ OTHERS = (
 )  # fmt: skip
 
 
-async def test_every_other_path_needs_a_credential(certificate: Path, tmp_path: Path) -> None:
+async def test_every_other_path_needs_a_credential(in_front: InFront) -> None:
     app = Echo()
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(app) as served, in_front(served.port) as front:
         for path in OTHERS:
             assert (await front.ask("GET", path)).status == 401, path
         for method in ("HEAD", "POST", "PUT", "DELETE", "PATCH", "PROPFIND", "FOO"):
@@ -253,50 +254,50 @@ async def test_every_other_path_needs_a_credential(certificate: Path, tmp_path: 
     assert app.calls == []
 
 
-async def test_trap_12_a_path_is_passed_as_it_was_written(certificate: Path, tmp_path: Path) -> None:
+async def test_trap_12_a_path_is_passed_as_it_was_written(in_front: InFront) -> None:
     app = Echo()
     paths = ("/v1%2fmodels", "/v1/models%20x", "/a/%2e%2e/b", "/caf%C3%A9", "//v1//models", "/a%2Fb%25")
     async with serve(app) as served:
-        async with nginx(tmp_path, certificate, served.port) as front:
+        async with in_front(served.port) as front:
             for path in paths:
                 assert (await front.ask("GET", f"{path}?a=%2f&b", headers=GOOD)).status == 200
         assert [(call.raw_path, call.query) for call in app.calls] == [(path, "a=%2f&b") for path in paths]
         edits = {"proxy_pass http://$replica;": "proxy_pass http://agents/;"}
-        async with nginx(tmp_path, certificate, served.port, edits=edits) as front:
+        async with in_front(served.port, edits=edits) as front:
             await front.ask("GET", "/v1%2fmodels", headers=GOOD)
     assert app.calls[-1].raw_path == "/v1/models", "with a path behind it, proxy_pass would write another"
 
 
-async def test_trap_4_a_return_comes_before_the_check(certificate: Path, tmp_path: Path) -> None:
-    text = CONF.read_text("utf-8")
+async def test_trap_4_a_return_comes_before_the_check(in_front: InFront) -> None:
+    text = shipped(CONF)
     assert set(re.findall(r"return (\S+);", text)) == {"403", "404"}, "so no location gives anything away by it"
     edits = {"location = /docs { return 404; }": "location = /docs { auth_request /_auth; return 200 SECRET; }"}
     app = Echo()
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port, edits=edits) as front:
+    async with serve(app) as served, in_front(served.port, edits=edits) as front:
         answer = await front.ask("GET", "/docs")
         assert (answer.status, answer.body) == (200, b"SECRET")
 
 
-async def test_browsers_may_ask_what_they_may_ask_without_a_credential(certificate: Path, tmp_path: Path) -> None:
+async def test_browsers_may_ask_what_they_may_ask_without_a_credential(in_front: InFront) -> None:
     server = guarded(echo, cors_origins=["https://ui.test"])
     preflight: Headers = (("origin", "https://ui.test"), ("access-control-request-method", "POST"))
-    async with serve(server) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(server) as served, in_front(served.port) as front:
         answer = await front.ask("OPTIONS", CHAT, headers=preflight)
         assert (answer.status, answer.header("access-control-allow-origin")) == (200, "https://ui.test")
-    async with serve(guarded(echo)) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(guarded(echo)) as served, in_front(served.port) as front:
         assert (await front.ask("OPTIONS", CHAT, headers=preflight)).status == 401, "the server decides"
     app = Echo()
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port) as front:
-        await front.ask("OPTIONS", CHAT, headers=GOOD + (("x-auth-subject", "root"),))
+    async with serve(app) as served, in_front(served.port) as front:
+        await front.ask("OPTIONS", CHAT, headers=(*GOOD, ("x-auth-subject", "root")))
     assert "x-auth-subject" not in app.calls[0].headers
 
 
 # --- without TLS
 
 
-async def test_without_tls_everything_is_refused_and_nobody_is_sent_on(certificate: Path, tmp_path: Path) -> None:
+async def test_without_tls_everything_is_refused_and_nobody_is_sent_on(in_front: InFront) -> None:
     app = Echo()
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(app) as served, in_front(served.port) as front:
         for path in ("/", CHAT, "/v1/models", "/auth/verify", "/docs", "/livez/x", "/livez%00", "/_error"):
             async with front.plain_client() as client:
                 await client.request("POST", path, chat_body(), GOOD)
@@ -310,9 +311,9 @@ async def test_without_tls_everything_is_refused_and_nobody_is_sent_on(certifica
     assert app.calls == app.checks == []
 
 
-async def test_http_on_the_port_of_tls_is_refused_in_json(certificate: Path, tmp_path: Path) -> None:
+async def test_http_on_the_port_of_tls_is_refused_in_json(in_front: InFront) -> None:
     app = Echo()
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(app) as served, in_front(served.port) as front:
         client = front.plain_client()
         client._address = ("127.0.0.1", front.port)
         async with client:

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.nginx.behind import GOOD, Echo, scripted
+from tests.deploy.nginx.behind import GOOD, Echo, both, scripted
 from tests.server.http_corpus import CASES
 from tests.support.clock import within
-from tests.support.nginx import APP_AUTH_CONF, CONF, Nginx, needs_nginx, nginx
+from tests.support.nginx import APP_AUTH_CONF, InFront, Nginx, needs_nginx, shipped
 from tests.support.raw_client import CHAT, Response, request_bytes
 from tests.support.serve import serve
 
 pytestmark = needs_nginx
-
-both = pytest.mark.parametrize("conf", [CONF, APP_AUTH_CONF], ids=["nginx", "app-auth"])
 
 HOST = b"host: localhost\r\n"
 AUTH = b"authorization: Bearer good\r\n"
@@ -108,9 +106,9 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
 
 
 @both
-async def test_what_nginx_refuses_is_refused_in_json(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_what_nginx_refuses_is_refused_in_json(conf: Path, in_front: InFront) -> None:
     app = Echo()
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port, conf=conf) as front:
+    async with serve(app) as served, in_front(served.port, conf=conf) as front:
         for name, (data, status, code) in REFUSED.items():
             async with front.client() as client:
                 await client.send(data)
@@ -123,9 +121,7 @@ async def test_what_nginx_refuses_is_refused_in_json(conf: Path, certificate: Pa
 
 
 @both
-async def test_a_hostile_request_is_refused_in_json_or_passed_on_as_one(
-    conf: Path, certificate: Path, tmp_path: Path
-) -> None:
+async def test_a_hostile_request_is_refused_in_json_or_passed_on_as_one(conf: Path, in_front: InFront) -> None:
     """The corpus of the server's own tests. nginx forgives more than the server does, but never sends two for one."""
     app = Echo()
     edits = {
@@ -135,7 +131,7 @@ async def test_a_hostile_request_is_refused_in_json_or_passed_on_as_one(
         "keepalive_timeout 75s;": "keepalive_timeout 50ms;",
     }
     host = b"Host: localhost:9000\r\n"
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port, conf=conf, edits=edits) as front:
+    async with serve(app) as served, in_front(served.port, conf=conf, edits=edits) as front:
         for case in CASES:
             app.calls.clear()
             more = AUTH if case.name.startswith("pipeline") else AUTH + b"connection: close\r\n"
@@ -154,13 +150,14 @@ async def test_a_hostile_request_is_refused_in_json_or_passed_on_as_one(
 
 
 @both
-async def test_trap_1_a_page_with_a_name_cannot_be_reached_by_what_is_no_request(
-    conf: Path, certificate: Path, tmp_path: Path
-) -> None:
-    text = conf.read_text("utf-8")
+async def test_trap_1_a_page_with_a_name_cannot_be_reached_by_what_is_no_request(conf: Path, in_front: InFront) -> None:
+    text = shipped(conf)
     (page,) = re.findall(r"error_page 400 .*;", text)
-    edits = {page: "error_page 400 @refused;", "location = /docs {": "location @refused { return 400; }\nlocation = /docs {"}
-    async with serve(Echo()) as served, nginx(tmp_path, certificate, served.port, conf=conf, edits=edits) as front:
+    edits = {
+        page: "error_page 400 @refused;",
+        "location = /docs {": "location @refused { return 400; }\nlocation = /docs {",
+    }
+    async with serve(Echo()) as served, in_front(served.port, conf=conf, edits=edits) as front:
         for name in ("garbage", "NUL in the path"):
             (answer,) = await answers(front, REFUSED[name][0])
             assert (answer.status, answer.header("content-type")) == (500, "text/html"), name
@@ -171,7 +168,7 @@ async def test_trap_1_a_page_with_a_name_cannot_be_reached_by_what_is_no_request
 RUN = "x-should-retry"
 
 
-async def test_an_agent_that_may_have_run_is_not_run_again(certificate: Path, tmp_path: Path) -> None:
+async def test_an_agent_that_may_have_run_is_not_run_again(in_front: InFront) -> None:
     """Stock clients repeat a 502 and a 504, unless they are told not to."""
     asked: list[str] = []
     slow = asyncio.Event()
@@ -194,7 +191,7 @@ async def test_an_agent_that_may_have_run_is_not_run_again(certificate: Path, tm
         (hangs, 504, "gateway_timeout"),
         (talks_nonsense, 502, "bad_gateway"),
     ):
-        async with scripted(script) as port, nginx(tmp_path, certificate, port, edits=edits) as front:
+        async with scripted(script) as port, in_front(port, edits=edits) as front:
             answer = await front.chat()
             assert (answer.status, answer.error()["code"]) == (status, code)
             assert answer.header(RUN) == "false"
@@ -205,10 +202,10 @@ async def test_an_agent_that_may_have_run_is_not_run_again(certificate: Path, tm
     assert asked == ["dies", "hangs", "nonsense"], "each once"
 
 
-async def test_what_never_reached_an_agent_may_be_sent_again(certificate: Path, tmp_path: Path) -> None:
+async def test_what_never_reached_an_agent_may_be_sent_again(in_front: InFront) -> None:
     async with serve(Echo()) as served:
         dead = served.port
-    async with nginx(tmp_path, certificate, dead, conf=APP_AUTH_CONF) as front:
+    async with in_front(dead, conf=APP_AUTH_CONF) as front:
         answer = await front.chat()
         assert (answer.status, answer.error()["code"]) == (502, "bad_gateway")
         assert answer.header(RUN) is None
@@ -216,13 +213,13 @@ async def test_what_never_reached_an_agent_may_be_sent_again(certificate: Path, 
 
 
 @both
-async def test_the_servers_own_answers_pass_as_they_are(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_the_servers_own_answers_pass_as_they_are(conf: Path, in_front: InFront) -> None:
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         own = b"strict-transport-security: max-age=1\r\nx-content-type-options: nosniff\r\nretry-after: 9\r\n"
         writer.write(b"HTTP/1.1 503 Busy\r\ncontent-type: text/plain\r\n" + own + b"content-length: 2\r\n\r\nno")
         writer.close()
 
-    async with scripted(script) as port, nginx(tmp_path, certificate, port, conf=conf) as front:
+    async with scripted(script) as port, in_front(port, conf=conf) as front:
         answer = await front.chat()
         assert (answer.status, answer.body, answer.header("content-type")) == (503, b"no", "text/plain")
         assert answer.header("retry-after") == "9"
@@ -231,12 +228,12 @@ async def test_the_servers_own_answers_pass_as_they_are(conf: Path, certificate:
 
 
 @both
-async def test_an_answer_cannot_send_nginx_elsewhere(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_an_answer_cannot_send_nginx_elsewhere(conf: Path, in_front: InFront) -> None:
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nx-accel-redirect: /auth/verify\r\ncontent-length: 2\r\n\r\nok")
         writer.close()
 
-    async with scripted(script) as port, nginx(tmp_path, certificate, port, conf=conf) as front:
+    async with scripted(script) as port, in_front(port, conf=conf) as front:
         answer = await front.chat()
         assert (answer.status, answer.body) == (200, b"ok")
         assert answer.header("x-accel-redirect") is None
@@ -246,19 +243,22 @@ async def test_an_answer_cannot_send_nginx_elsewhere(conf: Path, certificate: Pa
 
 
 @both
-async def test_an_error_to_head_has_no_body(conf: Path, certificate: Path, tmp_path: Path) -> None:
-    async with serve(Echo()) as served, nginx(tmp_path, certificate, served.port, conf=conf) as front:
-        async with front.client() as client:
-            await client.request("HEAD", "/metrics")
-            answer = await client.response(head_only=True)
-            assert (answer.status, answer.header("content-type")) == (404, "application/json")
-            await client.request("GET", "/livez")
-            assert (await client.response()).status == 200, "the connection goes on"
+async def test_an_error_to_head_has_no_body(conf: Path, in_front: InFront) -> None:
+    async with (
+        serve(Echo()) as served,
+        in_front(served.port, conf=conf) as front,
+        front.client() as client,
+    ):
+        await client.request("HEAD", "/metrics")
+        answer = await client.response(head_only=True)
+        assert (answer.status, answer.header("content-type")) == (404, "application/json")
+        await client.request("GET", "/livez")
+        assert (await client.response()).status == 200, "the connection goes on"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-async def test_errors_are_the_same_over_http_2(certificate: Path, tmp_path: Path) -> None:
-    async with serve(Echo()) as served, nginx(tmp_path, certificate, served.port) as front:
+async def test_errors_are_the_same_over_http_2(in_front: InFront) -> None:
+    async with serve(Echo()) as served, in_front(served.port) as front:
         for path, status, code in (
             ("/metrics", 404, "unknown_url"),
             ("/v1/models", 401, "missing_api_key"),
@@ -278,24 +278,24 @@ async def test_errors_are_the_same_over_http_2(certificate: Path, tmp_path: Path
 
 
 @both
-async def test_trap_11_a_slow_body_is_closed_without_an_answer(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_trap_11_a_slow_body_is_closed_without_an_answer(conf: Path, in_front: InFront) -> None:
     app = Echo()
     edits = {"client_body_timeout 15s;": "client_body_timeout 50ms;"}
     head = request_bytes("POST", "/v1/x", None, (*GOOD, ("content-length", "5")))
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port, conf=conf, edits=edits) as front:
+    async with serve(app) as served, in_front(served.port, conf=conf, edits=edits) as front:
         assert await front.raw(head + b"he") == b""
         assert (await front.logged(path="/v1/x"))["status"] == 408
     assert app.calls == []
 
 
 @both
-async def test_trap_11_a_slow_head_is_closed_without_an_answer(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_trap_11_a_slow_head_is_closed_without_an_answer(conf: Path, in_front: InFront) -> None:
     edits = {"client_header_timeout 10s;": "client_header_timeout 50ms;"}
-    async with serve(Echo()) as served, nginx(tmp_path, certificate, served.port, conf=conf, edits=edits) as front:
+    async with serve(Echo()) as served, in_front(served.port, conf=conf, edits=edits) as front:
         assert await front.raw(b"GET / HTTP/1.1\r\nhost: x\r\n") == b""
 
 
-async def test_trap_11_a_client_that_closes_its_half_has_left(certificate: Path, tmp_path: Path) -> None:
+async def test_trap_11_a_client_that_closes_its_half_has_left(in_front: InFront) -> None:
     go_on = asyncio.Event()
     left = asyncio.Event()
 
@@ -306,7 +306,7 @@ async def test_trap_11_a_client_that_closes_its_half_has_left(certificate: Path,
 
     async with (
         scripted(script) as port,
-        nginx(tmp_path, certificate, port) as front,
+        in_front(port) as front,
         front.client() as client,
     ):
         await client.request("GET", "/v1/x")

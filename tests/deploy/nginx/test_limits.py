@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.nginx.behind import GOOD, Echo, Headers, Speaker, bearer, guarded, scripted
+from tests.deploy.nginx.behind import GOOD, Echo, Headers, Speaker, bearer, both, guarded, scripted
 from tests.support.clock import eventually, within
-from tests.support.nginx import APP_AUTH_CONF, CONF, ONE_WORKER, needs_nginx, nginx
+from tests.support.nginx import ONE_WORKER, InFront, needs_nginx, shipped
 from tests.support.raw_client import CHAT, Response, chat_body
 from tests.support.serve import serve
 
 pytestmark = needs_nginx
-
-both = pytest.mark.parametrize("conf", [CONF, APP_AUTH_CONF], ids=["nginx", "app-auth"])
 
 
 def is_limited(answer: Response) -> None:
@@ -25,13 +23,13 @@ def is_limited(answer: Response) -> None:
 
 @both
 async def test_trap_5_an_address_that_asks_too_often_is_refused_before_its_credential_is_looked_at(
-    conf: Path, certificate: Path, tmp_path: Path
+    conf: Path, in_front: InFront
 ) -> None:
     app = Echo()
     asks = 200
     async with (
         serve(app) as served,
-        nginx(tmp_path, certificate, served.port, conf=conf) as front,
+        in_front(served.port, conf=conf) as front,
         front.client() as client,
     ):
         found = []
@@ -50,12 +48,12 @@ OPEN = "limit_conn open 100;"
 
 
 @both
-async def test_an_address_has_so_many_requests_open_at_once(conf: Path, certificate: Path, tmp_path: Path) -> None:
-    assert OPEN in conf.read_text("utf-8")
+async def test_an_address_has_so_many_requests_open_at_once(conf: Path, in_front: InFront) -> None:
+    assert OPEN in shipped(conf)
     speaker = Speaker()
     async with (
         serve(guarded(speaker)) as served,
-        nginx(tmp_path, certificate, served.port, conf=conf, edits={OPEN: "limit_conn open 2;"}) as front,
+        in_front(served.port, conf=conf, edits={OPEN: "limit_conn open 2;"}) as front,
         front.client() as first,
         front.client() as second,
     ):
@@ -73,29 +71,34 @@ async def test_an_address_has_so_many_requests_open_at_once(conf: Path, certific
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-async def test_each_stream_of_http_2_is_an_open_request(certificate: Path, tmp_path: Path) -> None:
+async def test_each_stream_of_http_2_is_an_open_request(in_front: InFront) -> None:
     speaker = Speaker()
     async with (
         serve(guarded(speaker)) as served,
-        nginx(tmp_path, certificate, served.port, edits={OPEN: "limit_conn open 2;"}) as front,
+        in_front(served.port, edits={OPEN: "limit_conn open 2;"}) as front,
     ):
         process = await asyncio.create_subprocess_exec(
             *("curl", "--silent", "--http2", "--noproxy", "*", "--cacert", str(front.certificate), "--parallel"),
-            *("--parallel-immediate", "--header", f"{bearer()[0][0]}: {bearer()[0][1]}", "--json", chat_body().decode()),
+            *(
+                "--parallel-immediate",
+                "--header",
+                f"{bearer()[0][0]}: {bearer()[0][1]}",
+                "--json",
+                chat_body().decode(),
+            ),
             *("--write-out", "%{http_code}\n", *[front.url + CHAT] * 4),
             stdout=asyncio.subprocess.PIPE,
         )
         assert process.stdout is not None
-        await eventually(lambda: len(front.access_log()) == 2)
+        await eventually(lambda: len(front.access_log()) == len(speaker.requests) == 2)
         assert [line["status"] for line in front.access_log()] == [429, 429]
-        assert len(speaker.requests) == 2
         speaker.finish()
         speaker.finish()
         await within(process.communicate())
 
 
 @both
-async def test_of_ipv6_a_whole_network_counts_as_one(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_of_ipv6_a_whole_network_counts_as_one(conf: Path, in_front: InFront) -> None:
     app = Echo()
     edits = {
         "limit_req zone=requests burst=100 nodelay;": (
@@ -114,7 +117,7 @@ async def test_of_ipv6_a_whole_network_counts_as_one(conf: Path, certificate: Pa
         "10.10.10.10": 200,
         "192.0.2.1 ": 429,
     }
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port, conf=conf, edits=edits) as front:
+    async with serve(app) as served, in_front(served.port, conf=conf, edits=edits) as front:
         for address, status in addresses.items():
             came: Headers = (*GOOD, ("x-from", address))
             assert (await front.ask("GET", "/v1/models", headers=came)).status == status, address
@@ -125,10 +128,10 @@ async def test_of_ipv6_a_whole_network_counts_as_one(conf: Path, certificate: Pa
 
 
 @both
-async def test_what_is_within_the_limits_passes_whole(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_what_is_within_the_limits_passes_whole(conf: Path, in_front: InFront) -> None:
     app = Echo()
     long = "x" * 8000
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port, conf=conf) as front:
+    async with serve(app) as served, in_front(served.port, conf=conf) as front:
         headers: Headers = (*GOOD, ("x-long", long), ("cookie", "c" * 15_000))
         body = bytes(range(256)) * (10 * 1024 * 4)
         assert len(body) == 10 * 1024 * 1024
@@ -141,12 +144,10 @@ async def test_what_is_within_the_limits_passes_whole(conf: Path, certificate: P
 
 
 @both
-async def test_a_chunked_body_passes_with_its_length_and_not_longer_than_others(
-    conf: Path, certificate: Path, tmp_path: Path
-) -> None:
+async def test_a_chunked_body_passes_with_its_length_and_not_longer_than_others(conf: Path, in_front: InFront) -> None:
     app = Echo()
     coded: Headers = (*GOOD, ("transfer-encoding", "chunked"))
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port, conf=conf) as front:
+    async with serve(app) as served, in_front(served.port, conf=conf) as front:
         assert (await front.ask("POST", "/v1/x", b"5\r\nhello\r\n0\r\n\r\n", coded)).status == 200
         (call,) = app.calls
         assert (call.body, call.headers["content-length"]) == (b"hello", "5")
@@ -158,15 +159,15 @@ async def test_a_chunked_body_passes_with_its_length_and_not_longer_than_others(
     assert len(app.calls) == 1
 
 
-async def test_who_has_no_credential_cannot_send_a_body(certificate: Path, tmp_path: Path) -> None:
+async def test_who_has_no_credential_cannot_send_a_body(in_front: InFront) -> None:
     app = Echo()
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port) as front, front.client() as client:
+    async with serve(app) as served, in_front(served.port) as front, front.client() as client:
         await client.request("POST", "/v1/x", b"", (("content-length", "10485760"),))
         assert (await client.response()).status == 401, "before the body came"
 
 
 @both
-async def test_a_slow_body_waits_in_nginx_and_not_in_the_server(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_a_slow_body_waits_in_nginx_and_not_in_the_server(conf: Path, in_front: InFront) -> None:
     asked = asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -176,7 +177,7 @@ async def test_a_slow_body_waits_in_nginx_and_not_in_the_server(conf: Path, cert
 
     async with (
         scripted(script) as port,
-        nginx(tmp_path, certificate, port, conf=conf, edits=ONE_WORKER) as front,
+        in_front(port, conf=conf, edits=ONE_WORKER) as front,
         front.client() as client,
     ):
         await client.request("POST", "/v1/x", b"he", (("content-length", "5"),))

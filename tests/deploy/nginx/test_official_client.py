@@ -10,14 +10,12 @@ import openai
 import pytest
 
 from agentrun_server import AgentRequest
-from tests.deploy.nginx.behind import Speaker, guarded, scripted, token
+from tests.deploy.nginx.behind import Speaker, both, guarded, scripted, token
 from tests.support.clock import within
-from tests.support.nginx import APP_AUTH_CONF, CONF, Nginx, needs_nginx, nginx
+from tests.support.nginx import InFront, Nginx, needs_nginx
 from tests.support.serve import serve
 
 pytestmark = needs_nginx
-
-both = pytest.mark.parametrize("conf", [CONF, APP_AUTH_CONF], ids=["nginx", "app-auth"])
 
 QUESTION: Any = {"model": "agent", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -35,11 +33,11 @@ async def client_of(front: Nginx, key: str, **options: Any) -> AsyncIterator[ope
 
 
 @both
-async def test_it_streams_and_the_agent_knows_who_asks(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_it_streams_and_the_agent_knows_who_asks(conf: Path, in_front: InFront) -> None:
     speaker = Speaker()
     async with (
         serve(guarded(speaker)) as served,
-        nginx(tmp_path, certificate, served.port, conf=conf) as front,
+        in_front(served.port, conf=conf) as front,
         client_of(front, token("models:*")) as client,
     ):
         assert [model.id async for model in await client.models.list()] == ["agentrun"]
@@ -57,12 +55,12 @@ async def test_it_streams_and_the_agent_knows_who_asks(conf: Path, certificate: 
 
 
 @both
-async def test_it_knows_the_errors_for_what_they_are(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_it_knows_the_errors_for_what_they_are(conf: Path, in_front: InFront) -> None:
     async def agent(request: AgentRequest) -> str:
         return "ok"
 
     server = guarded(agent, auth_required_scopes=["use"])
-    async with serve(server) as served, nginx(tmp_path, certificate, served.port, conf=conf) as front:
+    async with serve(server) as served, in_front(served.port, conf=conf) as front:
         for key, error, code in (
             ("sk-nonsense", openai.AuthenticationError, "invalid_api_key"),
             (token("other"), openai.PermissionDeniedError, "insufficient_scope"),
@@ -80,7 +78,7 @@ async def test_it_knows_the_errors_for_what_they_are(conf: Path, certificate: Pa
 
 
 @both
-async def test_it_does_not_repeat_what_may_have_run(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_it_does_not_repeat_what_may_have_run(conf: Path, in_front: InFront) -> None:
     runs: list[str] = []
 
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -89,7 +87,7 @@ async def test_it_does_not_repeat_what_may_have_run(conf: Path, certificate: Pat
 
     async with (
         scripted(script) as port,
-        nginx(tmp_path, certificate, port, conf=conf) as front,
+        in_front(port, conf=conf) as front,
         client_of(front, "key", max_retries=2) as client,
     ):
         with pytest.raises(openai.InternalServerError) as raised:
@@ -99,7 +97,7 @@ async def test_it_does_not_repeat_what_may_have_run(conf: Path, certificate: Pat
 
 
 @both
-async def test_it_raises_when_the_server_dies_in_mid_stream(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_it_raises_when_the_server_dies_in_mid_stream(conf: Path, in_front: InFront) -> None:
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         event = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[]}\n\n'
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -109,12 +107,11 @@ async def test_it_raises_when_the_server_dies_in_mid_stream(conf: Path, certific
 
     async with (
         scripted(script) as port,
-        nginx(tmp_path, certificate, port, conf=conf) as front,
+        in_front(port, conf=conf) as front,
         client_of(front, "key") as client,
     ):
         stream = await client.chat.completions.create(**QUESTION, stream=True)
-        seen = 0
+        pieces = aiter(stream)
+        await within(anext(pieces))
         with pytest.raises(Exception, match=r"incomplete chunked read|peer closed connection|Connection error"):
-            async for _ in stream:
-                seen += 1
-        assert seen == 1
+            await within(anext(pieces))

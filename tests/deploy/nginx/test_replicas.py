@@ -1,24 +1,23 @@
 """Two replicas behind one nginx: one may be dead, or about to go, or die; a request is run once, or not at all."""
 
 import asyncio
+import itertools
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentrun_server import AgentRequest, AgentRunServer
+from agentrun_server.server.asgi import Receive, Scope, Send
 from agentrun_server.server.serve import build_config
-from tests.deploy.nginx.behind import GOOD, Echo, Speaker, bearer, guarded, scripted
+from tests.deploy.nginx.behind import GOOD, Echo, Speaker, bearer, both, guarded, scripted
 from tests.support.clock import eventually, within
-from tests.support.nginx import APP_AUTH_CONF, CONF, ONE_WORKER, needs_nginx, nginx
+from tests.support.nginx import APP_AUTH_CONF, ONE_WORKER, InFront, needs_nginx, shipped
 from tests.support.raw_client import CHAT
 from tests.support.serve import serve
 
 pytestmark = needs_nginx
-
-both = pytest.mark.parametrize("conf", [CONF, APP_AUTH_CONF], ids=["nginx", "app-auth"])
 
 
 class Replica:
@@ -34,13 +33,13 @@ class Replica:
 
 
 @both
-async def test_replicas_take_turns(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_replicas_take_turns(conf: Path, in_front: InFront) -> None:
     """Also when one request comes after the other, and each is one more for its check."""
     first, second = Replica(), Replica()
     async with (
         serve(first.server) as one,
         serve(second.server) as two,
-        nginx(tmp_path, certificate, one.port, two.port, conf=conf, edits=ONE_WORKER) as front,
+        in_front(one.port, two.port, conf=conf) as front,
     ):
         for _ in range(10):
             assert (await front.chat(headers=bearer())).status == 200
@@ -48,26 +47,34 @@ async def test_replicas_take_turns(conf: Path, certificate: Path, tmp_path: Path
 
 
 @both
-async def test_one_replica_is_dead_and_nobody_notices(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_one_replica_is_dead_and_nobody_notices(conf: Path, in_front: InFront) -> None:
     alive = Replica()
     async with serve(Echo()) as gone:
         dead = gone.port
     async with serve(alive.server) as served:
         for ports in ((dead, served.port), (served.port, dead)):
-            async with nginx(tmp_path, certificate, *ports, conf=conf) as front:
+            async with in_front(*ports, conf=conf) as front:
                 for _ in range(8):
                     assert (await front.chat(headers=bearer())).status == 200
                 assert (await front.ask("GET", "/readyz")).status == 200
     assert alive.runs == 16
 
 
-async def test_a_replica_that_drains_gets_nothing_new_and_nobody_notices(certificate: Path, tmp_path: Path) -> None:
+async def test_a_replica_that_drains_gets_nothing_new_and_nobody_notices(in_front: InFront) -> None:
     speaker, other = Speaker(), Replica()
     draining = guarded(speaker)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("path") == "/auth/verify" and not draining.drain.serving:
+            await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await draining(scope, receive, send)
+
     async with (
-        serve(draining) as one,
+        serve(app) as one,
         serve(other.server) as two,
-        nginx(tmp_path, certificate, one.port, two.port, edits=ONE_WORKER) as front,
+        in_front(one.port, two.port, edits=ONE_WORKER) as front,
         front.client() as client,
     ):
         await client.chat(headers=bearer())
@@ -85,36 +92,65 @@ async def test_a_replica_that_drains_gets_nothing_new_and_nobody_notices(certifi
     assert other.runs >= 6
 
 
-async def test_all_replicas_are_dead(certificate: Path, tmp_path: Path) -> None:
+async def test_all_replicas_are_dead(in_front: InFront) -> None:
     async with serve(Echo()) as one, serve(Echo()) as two:
         ports = one.port, two.port
-    async with nginx(tmp_path, certificate, *ports) as front:
+    async with in_front(*ports) as front:
         for _ in range(3):
             answer = await front.chat(headers=GOOD)
             assert (answer.status, answer.header("retry-after")) == (503, "1")
 
 
-async def test_a_failure_is_not_held_against_a_replica(certificate: Path, tmp_path: Path) -> None:
+@both
+async def test_a_failure_is_not_held_against_a_replica(conf: Path, in_front: InFront) -> None:
     """One request that makes the server close must not take the replicas from everybody else."""
-    calls: Counter[str] = Counter()
+    calls = itertools.count()
 
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        calls["all"] += 1
-        if calls["all"] % 2:
+        if next(calls) < 4:
             writer.close()
         else:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
 
-    async with scripted(script) as one, scripted(script) as two, nginx(tmp_path, certificate, one, two) as front:
-        found = [(await front.chat()).status for _ in range(12)]
-    assert found == [502, 200] * 6
+    async with (
+        scripted(script) as one,
+        scripted(script) as two,
+        in_front(one, two, conf=conf) as front,
+    ):
+        found = [(await front.chat()).status for _ in range(6)]
+    assert found == [502, 502, 502, 502, 200, 200]
+
+
+async def test_a_check_that_failed_is_not_held_against_a_replica_either(in_front: InFront) -> None:
+    calls = itertools.count()
+
+    async def listener(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while b"auth" in await _line(reader) and next(calls) >= 4:
+            writer.write(b"HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    async with (
+        await asyncio.start_server(listener, "127.0.0.1", 0) as one,
+        await asyncio.start_server(listener, "127.0.0.1", 0) as two,
+    ):
+        ports = [server.sockets[0].getsockname()[1] for server in (one, two)]
+        async with in_front(*ports) as front:
+            found = [(await front.chat()).status for _ in range(4)]
+    assert found == [503, 503, 401, 401]
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return b""
 
 
 # --- once
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "GET", "DELETE"])
-async def test_what_a_replica_had_is_not_given_to_another(method: str, certificate: Path, tmp_path: Path) -> None:
+async def test_what_a_replica_had_is_not_given_to_another(method: str, in_front: InFront) -> None:
     runs: list[str] = []
 
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -122,19 +158,38 @@ async def test_what_a_replica_had_is_not_given_to_another(method: str, certifica
         writer.close()
 
     async with scripted(script) as one, scripted(script) as two:
-        async with nginx(tmp_path, certificate, one, two) as front:
+        async with in_front(one, two) as front:
             assert (await front.ask(method, "/v1/x", b"")).status == 502
         assert runs == ["run"]
         edits = {
             "proxy_pass http://$replica;": "proxy_pass http://agents;",
             "proxy_next_upstream off;": "proxy_next_upstream error non_idempotent;",
         }
-        async with nginx(tmp_path, certificate, one, two, edits=edits) as front:
+        async with in_front(one, two, edits=edits) as front:
             assert (await front.ask(method, "/v1/x", b"")).status == 502
     assert runs == ["run"] * 3, "the next one would have run it again"
 
 
-async def test_of_the_small_file_a_post_is_run_once_too(certificate: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_a_kept_connection_that_breaks_is_no_reason_to_ask_again(method: str, in_front: InFront) -> None:
+    """Though nginx cannot tell whether the server closed it before or after it took the request."""
+    runs: list[str] = []
+
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        runs.append("run")
+        if len(runs) == 1:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        else:
+            writer.close()
+
+    async with scripted(script) as port, in_front(port) as front, front.client() as client:
+        for status in (200, 502):
+            await client.request(method, "/v1/x", b"")
+            assert (await client.response()).status == status
+    assert runs == ["run"] * 2
+
+
+async def test_of_the_small_file_a_post_is_run_once_too(in_front: InFront) -> None:
     runs: list[str] = []
 
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -144,7 +199,7 @@ async def test_of_the_small_file_a_post_is_run_once_too(certificate: Path, tmp_p
     async with (
         scripted(script) as one,
         scripted(script) as two,
-        nginx(tmp_path, certificate, one, two, conf=APP_AUTH_CONF) as front,
+        in_front(one, two, conf=APP_AUTH_CONF) as front,
     ):
         answer = await front.chat()
         assert (answer.status, answer.header("x-should-retry")) == (502, "false")
@@ -152,14 +207,14 @@ async def test_of_the_small_file_a_post_is_run_once_too(certificate: Path, tmp_p
 
 
 @both
-async def test_a_replica_that_dies_in_mid_stream_leaves_no_end(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_a_replica_that_dies_in_mid_stream_leaves_no_end(conf: Path, in_front: InFront) -> None:
     async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         writer.write(b"b\r\ndata: one\n\n\r\n")
         await writer.drain()
         writer.transport.abort()
 
-    async with scripted(script) as port, nginx(tmp_path, certificate, port, conf=conf) as front:
+    async with scripted(script) as port, in_front(port, conf=conf) as front:
         async with front.client() as client:
             await client.chat()
             assert await client.event() == "one"
@@ -171,7 +226,7 @@ async def test_a_replica_that_dies_in_mid_stream_leaves_no_end(conf: Path, certi
 
 
 @both
-async def test_connections_to_the_server_are_kept(conf: Path, certificate: Path, tmp_path: Path) -> None:
+async def test_connections_to_the_server_are_kept(conf: Path, in_front: InFront) -> None:
     app = Echo()
     times = 6
 
@@ -184,18 +239,16 @@ async def test_connections_to_the_server_are_kept(conf: Path, certificate: Path,
         return len(app.clients)
 
     async with serve(app, proxy_headers=False) as served:
-        async with nginx(tmp_path, certificate, served.port, conf=conf) as front:
+        async with in_front(served.port, conf=conf) as front:
             assert await ask() <= 2, "one for checks, one for requests"
         line = '    proxy_set_header Connection "";  '
-        async with nginx(tmp_path, certificate, served.port, conf=conf, edits={line: " "}) as front:
+        async with in_front(served.port, conf=conf, edits={line: " "}) as front:
             assert await ask() >= times
 
 
 @both
-async def test_trap_10_nginx_closes_a_connection_before_the_server_does(
-    conf: Path, certificate: Path, tmp_path: Path
-) -> None:
-    text = conf.read_text("utf-8")
+async def test_trap_10_nginx_closes_a_connection_before_the_server_does(conf: Path, in_front: InFront) -> None:
+    text = shipped(conf)
     kept = {int(seconds) for seconds in re.findall(r"keepalive_timeout (\d+)s;  # less", text)}
     assert kept == {50}
     server: Any = AgentRunServer(Replica().agent)
@@ -203,6 +256,6 @@ async def test_trap_10_nginx_closes_a_connection_before_the_server_does(
     assert len(re.findall(r"^    upstream ", text, re.MULTILINE)) == text.count("keepalive_timeout 50s;")
     app = Echo()
     edits = {"keepalive_timeout 50s;  # less": "keepalive_timeout 20ms;  # less"}
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port, conf=conf, edits=edits) as front:
+    async with serve(app) as served, in_front(served.port, conf=conf, edits=edits) as front:
         assert (await front.ask("GET", "/livez")).status == 200
         await eventually(lambda: not served._server.server_state.connections)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from agentrun_server import AgentRequest
-from tests.deploy.nginx.behind import GOOD, Echo, Speaker, bearer, guarded
+from tests.deploy.nginx.behind import GOOD, Echo, Speaker, bearer, both, guarded
 from tests.support.clock import eventually, within
-from tests.support.nginx import CONF, ONE_WORKER, Nginx, needs_nginx, nginx
+from tests.support.nginx import CONF, ONE_WORKER, InFront, Nginx, needs_nginx, shipped
 from tests.support.raw_client import CHAT, chat_body
 from tests.support.serve import serve, the_request
 
@@ -65,11 +65,12 @@ def text_of(answer: bytes) -> str:
 # --- each event at once
 
 
-async def test_every_event_passes_before_the_next_is_made(certificate: Path, tmp_path: Path) -> None:
+@both
+async def test_every_event_passes_before_the_next_is_made(conf: Path, in_front: InFront) -> None:
     speaker = Speaker()
     async with (
         serve(guarded(speaker)) as served,
-        nginx(tmp_path, certificate, served.port) as front,
+        in_front(served.port, conf=conf) as front,
         front.client() as client,
     ):
         await client.chat(headers=bearer())
@@ -87,13 +88,11 @@ async def test_every_event_passes_before_the_next_is_made(certificate: Path, tmp
 
 @needs_curl
 @pytest.mark.parametrize("version", ["--http1.0", "--http1.1", "--http2"])
-async def test_every_event_passes_at_once_in_every_version_of_http(
-    version: str, certificate: Path, tmp_path: Path
-) -> None:
+async def test_every_event_passes_at_once_in_every_version_of_http(version: str, in_front: InFront) -> None:
     speaker = Speaker()
     async with (
         serve(guarded(speaker)) as served,
-        nginx(tmp_path, certificate, served.port) as front,
+        in_front(served.port) as front,
         curl(front, version) as process,
     ):
         assert process.stdout is not None
@@ -107,12 +106,13 @@ async def test_every_event_passes_at_once_in_every_version_of_http(
         assert (await front.logged(path=CHAT))["protocol"] == protocol
 
 
-async def test_nothing_is_compressed_and_the_server_is_not_asked_to(certificate: Path, tmp_path: Path) -> None:
+@both
+async def test_nothing_is_compressed_and_the_server_is_not_asked_to(conf: Path, in_front: InFront) -> None:
     speaker, echo = Speaker(), Echo()
     asks = (("accept-encoding", "gzip, br, zstd, deflate"),)
     async with (
         serve(guarded(speaker)) as served,
-        nginx(tmp_path, certificate, served.port) as front,
+        in_front(served.port, conf=conf) as front,
         front.client() as client,
     ):
         await client.chat(headers=bearer() + asks)
@@ -120,7 +120,7 @@ async def test_nothing_is_compressed_and_the_server_is_not_asked_to(certificate:
         assert await client.piece() == "word"
         assert client.answer is not None
         assert client.answer.header("content-encoding") is None
-    async with serve(echo) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(echo) as served, in_front(served.port, conf=conf) as front:
         answer = await front.ask("GET", "/v1/models", headers=GOOD + asks)
         assert answer.header("content-encoding") is None
         assert "accept-encoding" not in echo.calls[0].headers
@@ -138,16 +138,16 @@ DEAF = {"proxy_ignore_headers X-Accel-Redirect;": "proxy_ignore_headers X-Accel-
     ids=["shipped", "buffered", "buffered and deaf"],
 )
 async def test_trap_8_compression_and_buffering_hold_events_back(
-    edits: dict[str, str], comes: bool, certificate: Path, tmp_path: Path
+    edits: dict[str, str], comes: bool, in_front: InFront
 ) -> None:
     """What the file prevents, and the server once more by what it says of its streams."""
     speaker = Speaker()
     async with (
         serve(guarded(speaker)) as served,
-        nginx(tmp_path, certificate, served.port, edits=ONE_WORKER | edits) as front,
+        in_front(served.port, edits=ONE_WORKER | edits) as front,
         front.client() as client,
     ):
-        await client.chat(headers=bearer() + (("accept-encoding", "gzip"),))
+        await client.chat(headers=(*bearer(), ("accept-encoding", "gzip")))
         for said in WORDS:
             speaker.say(said)
             await front.has_caught_up()
@@ -159,12 +159,12 @@ async def test_trap_8_compression_and_buffering_hold_events_back(
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize("words", [0, 1, 3])
-async def test_an_agent_ends_when_its_client_leaves(how: str, words: int, certificate: Path, tmp_path: Path) -> None:
+async def test_an_agent_ends_when_its_client_leaves(how: str, words: int, in_front: InFront) -> None:
     """Also while it is silent, also before its first word, when the head of the answer is still held back."""
     speaker = Speaker()
     async with (
         serve(guarded(speaker)) as served,
-        nginx(tmp_path, certificate, served.port) as front,
+        in_front(served.port) as front,
         front.client() as client,
     ):
         await client.chat(headers=bearer())
@@ -181,11 +181,11 @@ async def test_an_agent_ends_when_its_client_leaves(how: str, words: int, certif
 
 @needs_curl
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-async def test_an_agent_ends_when_its_client_is_killed(version: str, certificate: Path, tmp_path: Path) -> None:
+async def test_an_agent_ends_when_its_client_is_killed(version: str, in_front: InFront) -> None:
     speaker = Speaker()
     async with (
         serve(guarded(speaker)) as served,
-        nginx(tmp_path, certificate, served.port) as front,
+        in_front(served.port) as front,
         curl(front, version) as process,
     ):
         assert process.stdout is not None
@@ -195,11 +195,11 @@ async def test_an_agent_ends_when_its_client_is_killed(version: str, certificate
         await within(speaker.ended.wait())
 
 
-async def test_an_answer_that_is_no_stream_ends_with_its_client_too(certificate: Path, tmp_path: Path) -> None:
+async def test_an_answer_that_is_no_stream_ends_with_its_client_too(in_front: InFront) -> None:
     speaker = Speaker()
     async with (
         serve(guarded(speaker)) as served,
-        nginx(tmp_path, certificate, served.port) as front,
+        in_front(served.port) as front,
         front.client() as client,
     ):
         await client.chat(stream=False, headers=bearer())
@@ -208,13 +208,13 @@ async def test_an_answer_that_is_no_stream_ends_with_its_client_too(certificate:
         await within(speaker.ended.wait())
 
 
-async def test_trap_9_without_client_abort_a_silent_agent_is_left_running(certificate: Path, tmp_path: Path) -> None:
+async def test_trap_9_without_client_abort_a_silent_agent_is_left_running(in_front: InFront) -> None:
     """What the file prevents: nobody tells the agent; it goes on until it says something to nobody."""
     speaker = Speaker()
     edits = ONE_WORKER | {"proxy_ignore_client_abort off;": "proxy_ignore_client_abort on;"}
     async with (
         serve(guarded(speaker)) as served,
-        nginx(tmp_path, certificate, served.port, edits=edits) as front,
+        in_front(served.port, edits=edits) as front,
     ):
         async with front.client() as client:
             await client.chat(headers=bearer())
@@ -252,12 +252,13 @@ class Talker:
             self.ended.set()
 
 
-async def test_a_slow_reader_holds_its_agent_back_and_fills_no_file(certificate: Path, tmp_path: Path) -> None:
+@both
+async def test_a_slow_reader_holds_its_agent_back_and_fills_no_file(conf: Path, in_front: InFront) -> None:
     talker = Talker()
     server = guarded(talker)
     async with (
         serve(server) as served,
-        nginx(tmp_path, certificate, served.port) as front,
+        in_front(served.port, conf=conf) as front,
         front.client(receive_buffer=4096) as client,
     ):
         await client.chat(headers=bearer())
@@ -270,12 +271,12 @@ async def test_a_slow_reader_holds_its_agent_back_and_fills_no_file(certificate:
         assert talker.said < TOO_MUCH
 
 
-async def test_trap_8_buffering_lets_the_agent_run_ahead_into_a_file(certificate: Path, tmp_path: Path) -> None:
+async def test_trap_8_buffering_lets_the_agent_run_ahead_into_a_file(in_front: InFront) -> None:
     """What the file prevents: the agent runs to its end although nobody reads, and all it said is on the disk."""
     talker = Talker()
     async with (
         serve(guarded(talker)) as served,
-        nginx(tmp_path, certificate, served.port, edits=BUFFERED | DEAF) as front,
+        in_front(served.port, edits=BUFFERED | DEAF) as front,
         front.client(receive_buffer=4096) as client,
     ):
         await client.chat(headers=bearer())
@@ -287,9 +288,9 @@ async def test_trap_8_buffering_lets_the_agent_run_ahead_into_a_file(certificate
 # --- reload
 
 
-async def test_a_reload_lets_streams_end_and_serves_others_meanwhile(certificate: Path, tmp_path: Path) -> None:
+async def test_a_reload_lets_streams_end_and_serves_others_meanwhile(in_front: InFront) -> None:
     speaker = Speaker()
-    async with serve(guarded(speaker)) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(guarded(speaker)) as served, in_front(served.port) as front:
         old = front.workers()
         async with front.client() as client:
             await client.chat(headers=bearer())
@@ -305,9 +306,9 @@ async def test_a_reload_lets_streams_end_and_serves_others_meanwhile(certificate
         await eventually(lambda: not front.workers() & old)
 
 
-async def test_a_stop_in_good_order_lets_streams_end(certificate: Path, tmp_path: Path) -> None:
+async def test_a_stop_in_good_order_lets_streams_end(in_front: InFront) -> None:
     speaker = Speaker()
-    async with serve(guarded(speaker)) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(guarded(speaker)) as served, in_front(served.port) as front:
         async with front.client() as client:
             await client.chat(headers=bearer())
             speaker.say("before")
@@ -321,13 +322,13 @@ async def test_a_stop_in_good_order_lets_streams_end(certificate: Path, tmp_path
         await front.ended()
 
 
-async def test_old_workers_do_not_stay_for_ever(certificate: Path, tmp_path: Path) -> None:
-    assert "worker_shutdown_timeout 1h;" in CONF.read_text("utf-8")
+async def test_old_workers_do_not_stay_for_ever(in_front: InFront) -> None:
+    assert "worker_shutdown_timeout 1h;" in shipped(CONF)
     speaker = Speaker()
     edits = {"worker_shutdown_timeout 1h;": "worker_shutdown_timeout 10ms;"}
     async with (
         serve(guarded(speaker)) as served,
-        nginx(tmp_path, certificate, served.port, edits=edits) as front,
+        in_front(served.port, edits=edits) as front,
     ):
         old = front.workers()
         async with front.client() as client:

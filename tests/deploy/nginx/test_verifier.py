@@ -2,12 +2,11 @@
 
 import asyncio
 import re
-from pathlib import Path
 
 import pytest
 
 from tests.deploy.nginx.behind import GOOD, Echo, Headers
-from tests.support.nginx import CONF, needs_nginx, nginx
+from tests.support.nginx import CONF, InFront, needs_nginx, shipped
 from tests.support.serve import serve
 
 pytestmark = needs_nginx
@@ -30,9 +29,9 @@ MEANT = {
 }
 
 
-async def test_trap_6_a_check_that_fails_is_answered_as_what_it_is(certificate: Path, tmp_path: Path) -> None:
+async def test_trap_6_a_check_that_fails_is_answered_as_what_it_is(in_front: InFront) -> None:
     app = Echo({"retry-after": "7", "www-authenticate": 'Bearer realm="api", scope="a"'})
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port) as front:
+    async with serve(app) as served, in_front(served.port) as front:
         for told, (status, code) in MEANT.items():
             answer = await front.ask("POST", f"/v1/{told}", b"{}", answers(told))
             assert (answer.status, answer.error()["code"]) == (status, code), told
@@ -45,29 +44,29 @@ async def test_trap_6_a_check_that_fails_is_answered_as_what_it_is(certificate: 
     assert app.calls == []
 
 
-async def test_trap_6_without_care_it_would_be_an_error_of_nginx(certificate: Path, tmp_path: Path) -> None:
-    found = re.findall(r"if \(\$verifier_status ~ .*\n", CONF.read_text("utf-8"))
+async def test_trap_6_without_care_it_would_be_an_error_of_nginx(in_front: InFront) -> None:
+    found = re.findall(r"if \(\$verifier_status ~ .*\n", shipped(CONF))
     assert len(found) == 3
     app = Echo({"www-authenticate": "Bearer"})
-    edits = {line: "\n" for line in found} | {"~^40[03]$ $verifier_challenge;": ""}
-    async with serve(app) as served, nginx(tmp_path, certificate, served.port, edits=edits) as front:
+    edits = dict.fromkeys(found, "\n") | {"~^40[03]$ $verifier_challenge;": ""}
+    async with serve(app) as served, in_front(served.port, edits=edits) as front:
         for status in (400, 429, 503):
             assert (await front.ask("GET", "/", headers=answers(status))).status == 500
         assert (await front.ask("GET", "/", headers=answers(401))).header("www-authenticate") == "Bearer"
         assert (await front.ask("GET", "/", headers=answers(403))).header("www-authenticate") is None
 
 
-async def test_without_a_word_from_the_verifier_the_wait_is_a_second(certificate: Path, tmp_path: Path) -> None:
-    async with serve(Echo()) as served, nginx(tmp_path, certificate, served.port) as front:
+async def test_without_a_word_from_the_verifier_the_wait_is_a_second(in_front: InFront) -> None:
+    async with serve(Echo()) as served, in_front(served.port) as front:
         for status in (429, 503):
             assert (await front.ask("GET", "/", headers=answers(status))).header("retry-after") == "1"
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
-async def test_a_dead_verifier_lets_nobody_pass(method: str, certificate: Path, tmp_path: Path) -> None:
+async def test_a_dead_verifier_lets_nobody_pass(method: str, in_front: InFront) -> None:
     async with serve(Echo()) as served:
         dead = served.port
-    async with nginx(tmp_path, certificate, dead) as front:
+    async with in_front(dead) as front:
         answer = await front.ask(method, "/v1/x", headers=GOOD)
         assert (answer.status, answer.error()["code"]) == (503, "authentication_unavailable"), "and not the check's 502"
         assert answer.header("retry-after") == "1"
@@ -76,9 +75,7 @@ async def test_a_dead_verifier_lets_nobody_pass(method: str, certificate: Path, 
 
 
 @pytest.mark.parametrize(("says", "status"), [(b"", 503), (b"nonsense\r\n\r\n", 500)], ids=["nothing", "nonsense"])
-async def test_a_verifier_that_talks_no_http_lets_nobody_pass(
-    says: bytes, status: int, certificate: Path, tmp_path: Path
-) -> None:
+async def test_a_verifier_that_talks_no_http_lets_nobody_pass(says: bytes, status: int, in_front: InFront) -> None:
     answered = asyncio.Event()
 
     async def verifier(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -91,11 +88,11 @@ async def test_a_verifier_that_talks_no_http_lets_nobody_pass(
     edits = {"proxy_read_timeout 10s;": "proxy_read_timeout 20ms;"}
     async with await asyncio.start_server(verifier, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with nginx(tmp_path, certificate, port, edits=edits) as front:
+        async with in_front(port, edits=edits) as front:
             answer = await front.ask("GET", "/v1/x", headers=GOOD)
             assert (answer.status, answer.error()["type"]) == (status, "server_error")
         answered.set()
 
 
 def test_trap_7_no_answer_of_the_verifier_is_kept_on_disk() -> None:
-    assert "proxy_cache" not in CONF.read_text("utf-8")
+    assert "proxy_cache" not in shipped(CONF)

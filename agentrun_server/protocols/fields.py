@@ -1,0 +1,172 @@
+"""Checks for the fields of a request, shared by the protocols.
+
+A check takes the value the client sent (never null: null is read as absent) and the field's name for the error, and
+returns the value to use. What is wrong is an `InvalidRequestError` whose `param` names the field.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from agentrun_server.errors import InvalidRequestError
+
+__all__ = [
+    "Check",
+    "anything",
+    "array",
+    "boolean",
+    "check_finite",
+    "choice",
+    "integer",
+    "invalid",
+    "mapping",
+    "metadata",
+    "missing",
+    "number",
+    "text",
+    "wrong_type",
+]
+
+Check = Callable[[Any, str], Any]
+
+_MAX_INTEGER = 2**53
+_NAMES: Mapping[type, str] = {
+    str: "a string", bool: "a boolean", int: "an integer", float: "a decimal number",
+    list: "an array", dict: "an object", type(None): "null",
+}  # fmt: skip
+
+
+def wrong_type(param: str, expected: str, value: object) -> NoReturn:
+    """Raise the answer to a value of the wrong type. The value itself is never repeated."""
+    got = _NAMES.get(type(value), "something else")
+    raise InvalidRequestError(
+        f"Invalid type for '{param}': expected {expected}, but got {got} instead.",
+        code="invalid_type",
+        param=param,
+    )
+
+
+def invalid(param: str, problem: str, code: str = "invalid_value") -> NoReturn:
+    """Raise the answer to a value of the right type that cannot be used."""
+    raise InvalidRequestError(f"Invalid '{param}': {problem}", code=code, param=param)
+
+
+def missing(param: str) -> NoReturn:
+    """Raise the answer to a field that must be there."""
+    raise InvalidRequestError(f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param)
+
+
+def text(max_length: int | None = None, *, min_length: int = 0) -> Check:
+    """Accept a string of bounded length."""
+
+    def check(value: Any, param: str) -> str:
+        if not isinstance(value, str):
+            wrong_type(param, "a string", value)
+        if max_length is not None and len(value) > max_length:
+            invalid(
+                param,
+                f"string too long. Expected at most {max_length} characters.",
+                "string_above_max_length",
+            )
+        if len(value) < min_length:
+            invalid(param, "empty string. Expected at least one character.", "empty_string")
+        return value
+
+    return check
+
+
+def choice(*values: str) -> Check:
+    """Accept one of `values`."""
+    listed = ", ".join(f"'{value}'" for value in values)
+
+    def check(value: Any, param: str) -> str:
+        if not isinstance(value, str):
+            wrong_type(param, f"one of {listed}", value)
+        if value not in values:
+            invalid(param, f"expected one of {listed}.")
+        return value
+
+    return check
+
+
+def number(low: float, high: float) -> Check:
+    """Accept a finite number between `low` and `high`."""
+
+    def check(value: Any, param: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            wrong_type(param, "a number", value)
+        if not low <= value <= high:  # never so for NaN and the infinities
+            invalid(param, f"expected a number between {low:g} and {high:g}.", "number_out_of_range")
+        return value
+
+    return check
+
+
+def integer(low: int, high: int = _MAX_INTEGER) -> Check:
+    """Accept an integer between `low` and `high`; a float without a fraction counts."""
+
+    def check(value: Any, param: str) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            wrong_type(param, "an integer", value)
+        if not low <= value <= high:
+            invalid(param, f"expected an integer between {low} and {high}.", "integer_out_of_range")
+        return value
+
+    return check
+
+
+def boolean(value: Any, param: str) -> bool:
+    """Accept true or false, nothing that looks like it."""
+    if not isinstance(value, bool):
+        wrong_type(param, "a boolean", value)
+    return value
+
+
+def anything(value: Any, _param: str) -> Any:
+    """Accept any value: the agent judges it."""
+    return value
+
+
+def mapping(value: Any, param: str) -> dict[str, Any]:
+    """Accept an object."""
+    if not isinstance(value, dict):
+        wrong_type(param, "an object", value)
+    return value
+
+
+def array(value: Any, param: str, low: int = 0, high: int | None = None) -> list[Any]:
+    """Accept an array of `low` to `high` items."""
+    if not isinstance(value, list):
+        wrong_type(param, "an array", value)
+    if len(value) < low:
+        invalid(param, f"array too short. Expected at least {low} item(s).", "array_below_min_length")
+    if high is not None and len(value) > high:
+        invalid(param, f"array too long. Expected at most {high} items.", "array_above_max_length")
+    return value
+
+
+def metadata(value: Any, param: str) -> dict[str, str]:
+    """Accept at most 16 pairs, keys of 64 and string values of 512 characters."""
+    pairs = mapping(value, param)
+    if len(pairs) > 16:
+        invalid(param, "expected at most 16 pairs.", "object_above_max_properties")
+    for key, item in pairs.items():
+        if len(key) > 64:
+            invalid(param, "a key is longer than 64 characters.", "string_above_max_length")
+        text(512)(item, f"{param}.{key}")
+    return pairs
+
+
+def check_finite(value: Any) -> None:
+    """Refuse numbers like 1e999 in fields nobody else checks: they are infinite in Python, and no JSON any more."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidRequestError("A number in the body of your request is too large.", code="invalid_json")
+    elif isinstance(value, dict):
+        for item in value.values():
+            check_finite(item)
+    elif isinstance(value, list):
+        for item in value:
+            check_finite(item)

@@ -1,0 +1,66 @@
+"""Compaction items: a whole conversation in one item, which only this server reads again.
+
+``encrypted_content`` is opaque to clients by definition. Here it is the items as compressed JSON: nothing of the
+conversation is lost, and it holds nothing that its owner did not have. It is no secret and no proof: a client may write
+one of its own, as it may write any history.
+"""
+
+import base64
+import binascii
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from agentrun_server.protocols.fields import invalid
+from agentrun_server.protocols.json_text import dumps
+from agentrun_server.protocols.openai_responses.items import Item, read_items
+
+__all__ = ["compact", "expand"]
+
+_MARK = "agentrun1."
+"""Begins what this server wrote; the number is that of the format."""
+
+
+def compact(items: Sequence[Item], new_id: Callable[[str], str]) -> Item:
+    """Return the compaction item that stands for `items`, which hold no references and no compaction."""
+    packed = base64.urlsafe_b64encode(zlib.compress(dumps(list(items)).encode()))
+    return {"type": "compaction", "id": new_id("cmp_"), "encrypted_content": _MARK + packed.decode("ascii")}
+
+
+def expand(
+    items: Sequence[Item], new_id: Callable[[str], str], *, max_items: int, max_bytes: int = 16 * 1024 * 1024
+) -> list[Item]:
+    """Return `items` with the items of each compaction in its place.
+
+    Raises:
+        InvalidRequestError: a compaction is not from this server, or holds more than the limits allow.
+    """
+    expanded = [part for item in items for part in _expanded(item, new_id, max_items, max_bytes)]
+    if len(expanded) > max_items:
+        invalid("input", f"expected at most {max_items} items, with those of a compaction.", "array_above_max_length")
+    return expanded
+
+
+def _expanded(item: Item, new_id: Callable[[str], str], max_items: int, max_bytes: int) -> Iterator[Item]:
+    if item["type"] != "compaction":
+        yield item
+        return
+    for inner in read_items(_unpack(item["encrypted_content"], max_bytes), new_id, max_items=max_items):
+        if inner["type"] in ("compaction", "item_reference"):  # never written by `compact`
+            invalid("input", "a compaction item is damaged.", "invalid_compaction")
+        yield inner
+
+
+def _unpack(content: str, max_bytes: int) -> Any:
+    if not content.startswith(_MARK):
+        invalid("input", "a compaction item is not from this server.", "invalid_compaction")
+    stream = zlib.decompressobj()
+    try:
+        packed = base64.b64decode(content[len(_MARK) :].encode("ascii"), b"-_", validate=True)
+        text = stream.decompress(packed, max_bytes)  # however much it claims to hold
+        if not stream.eof:
+            invalid("input", "a compaction item is damaged or too long.", "invalid_compaction")
+        return json.loads(text)
+    except (binascii.Error, zlib.error, ValueError, RecursionError):
+        invalid("input", "a compaction item is damaged.", "invalid_compaction")
