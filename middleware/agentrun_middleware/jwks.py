@@ -72,7 +72,7 @@ class JWKS:
     Args:
         url: https, or http on the loopback.
         family: of algorithms; see `family_of`. Not HS.
-        allow_private: the host may have addresses that are not public, the loopback among them.
+        allow_private: the host may have addresses that are not public. The loopback is allowed to a URL that names it.
         ca_file: certificate authorities in PEM, in place of the usual ones.
         clock: seconds, from anywhere.
         draw: a random number in [0, 1), for jitter.

@@ -73,7 +73,7 @@ class JWKSFetcher:
 
     Args:
         url: https; http for ``localhost`` and loopback addresses.
-        allow_private: the host may have addresses that are not public, the loopback among them.
+        allow_private: the host may have addresses that are not public. The loopback is allowed to a URL that names it.
         ca_file: certificate authorities in PEM, in place of the usual ones.
         timeout: seconds that a fetch may take.
         resolve: in place of the system's resolver.
@@ -142,16 +142,17 @@ class JWKSFetcher:
             FetchError: the host has an address that it may not have.
             OSError: it has none.
         """
-        host, scheme = self._endpoint.host, self._endpoint.scheme
+        host = self._endpoint.host
         if self._endpoint.address is not None:
             return [host]
         found = [ip_address(text) for text in await self._resolve(host, self._endpoint.port)]
         if not found:
             raise OSError("the host has no address")
-        if not self._allow_private and not all(is_public(address) for address in found):
+        if host == _LOOPBACK_NAME:
+            if not all(address.is_loopback for address in found):
+                raise FetchError("localhost is not on the loopback here")
+        elif not self._allow_private and not all(is_public(address) for address in found):
             raise FetchError("the host has an address that is not public")
-        if scheme == "http" and not all(address.is_loopback for address in found):
-            raise FetchError("http is for the loopback alone, and the host is elsewhere")
         return [str(address) for address in _alternating(found)[:_MAX_ATTEMPTS]]
 
     async def _get(self, address: str, context: ssl.SSLContext, connect_seconds: float) -> Document:
@@ -278,7 +279,8 @@ def _parse(url: str, allow_private: bool) -> _Endpoint:
         raise ValueError("jwks_url: no host, or no port, that can be connected to")
     if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host, address)):
         raise ValueError("jwks_url: https is needed, or http on the loopback")
-    if not allow_private and (host == _LOOPBACK_NAME or (address is not None and not is_public(address))):
+    # A name that turns out to be the loopback is refused; a URL that says so is what its writer meant.
+    if not (allow_private or address is None or address.is_loopback or is_public(address)):
         raise ValueError("jwks_url: its address is not public, which must be allowed (allow_private)")
     default = _DEFAULT_PORTS[parts.scheme]
     authority = bare if port in (None, default) else f"{bare}:{port}"

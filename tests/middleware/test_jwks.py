@@ -892,7 +892,7 @@ class TestOwner:
 class TestSettings:
     @pytest.mark.parametrize(
         "url",
-        ["http://issuer.example/k", "https://u:p@issuer.example/k", "https://issuer.example/k#f", "", "http://[::1]/"],
+        ["http://issuer.example/k", "https://u:p@issuer.example/k", "https://issuer.example/k#f", ""],
     )
     def test_a_url_that_cannot_work_is_refused(self, url: str) -> None:
         with pytest.raises(ValueError, match="jwks_url: "):

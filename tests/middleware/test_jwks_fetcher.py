@@ -74,16 +74,14 @@ class TestURL:
     def test_https_to_a_public_host_is_taken(self, url: str) -> None:
         JWKSFetcher(url)
 
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    @pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1", "127.8.9.10:1", "[::1]:8080"])
+    def test_the_loopback_is_taken_from_a_url_that_says_so(self, scheme: str, host: str) -> None:
+        JWKSFetcher(f"{scheme}://{host}/keys")
+
     @pytest.mark.parametrize(
         "url",
         [
-            "http://localhost/keys",
-            "http://localhost:8080/keys",
-            "http://127.0.0.1/keys",
-            "http://127.8.9.10:1/keys",
-            "http://[::1]:8080/keys",
-            "https://localhost/keys",
-            "https://127.0.0.1/keys",
             "https://10.0.0.1/keys",
             "https://169.254.169.254/keys",
             "https://[fd00::1]/keys",
@@ -389,11 +387,18 @@ class TestAddresses:
         with pytest.raises(FetchError, match="Error"):
             await within(fetcher_of("fe80::1%lo")())
 
-    async def test_http_goes_to_the_loopback_and_nowhere_else(self) -> None:
-        """Whatever the machine believes `localhost` to be."""
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    @pytest.mark.parametrize("allow_private", [False, True])
+    async def test_localhost_is_the_loopback_and_nothing_else(self, scheme: str, allow_private: bool) -> None:
+        """Whatever the machine believes it to be."""
         for addresses in (["8.8.8.8"], ["127.0.0.1", "10.0.0.1"], ["::ffff:8.8.8.8"]):
-            with pytest.raises(FetchError, match="loopback alone"):
-                await JWKSFetcher("http://localhost/", allow_private=True, resolve=Resolver(addresses))()
+            fetch = JWKSFetcher(f"{scheme}://localhost/", allow_private=allow_private, resolve=Resolver(addresses))
+            with pytest.raises(FetchError, match="not on the loopback"):
+                await fetch()
+
+    async def test_a_name_that_leads_to_the_loopback_is_refused(self) -> None:
+        with pytest.raises(FetchError, match="not public"):
+            await JWKSFetcher("https://issuer.example/", resolve=Resolver(["127.0.0.1"]))()
 
     async def test_the_connection_goes_to_the_address_that_was_looked_at(self) -> None:
         """The name would lead elsewhere at a second question (DNS rebinding); it is not asked one."""

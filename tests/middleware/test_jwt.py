@@ -828,6 +828,13 @@ async def test_every_argument_reaches_the_issuer() -> None:
         assert answer.status == (200 if left_out is None else 401)
 
 
+def test_an_issuer_is_refused_before_anybody_uses_it() -> None:
+    with pytest.raises(ValueError, match="a secret, which nobody publishes"):
+        issuer(key=None, jwks_url=URL)
+    with pytest.raises(ValueError, match="exactly one"):
+        issuer(jwks_url=URL)
+
+
 def test_two_entries_for_one_issuer_are_refused() -> None:
     with pytest.raises(ValueError, match="one entry for each iss"):
         JWTVerifier([issuer(), issuer("RS256")])

@@ -202,6 +202,21 @@ async def test_an_agent_that_may_have_run_is_not_run_again(in_front: InFront) ->
     assert asked == ["dies", "hangs", "nonsense"], "each once"
 
 
+async def test_a_replica_that_goes_between_check_and_request_has_run_nothing(in_front: InFront) -> None:
+    async def vouches_and_goes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        server.close()
+        writer.write(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(vouches_and_goes, "127.0.0.1", 0)
+    async with in_front(server.sockets[0].getsockname()[1]) as front:
+        answer = await front.chat()
+        assert (answer.status, answer.error()["code"]) == (502, "bad_gateway")
+        assert answer.header(RUN) is None
+    await server.wait_closed()
+
+
 async def test_what_never_reached_an_agent_may_be_sent_again(in_front: InFront) -> None:
     async with serve(Echo()) as served:
         dead = served.port
