@@ -10,7 +10,7 @@ FROM ${UV_IMAGE} AS uv
 
 FROM ${PYTHON_IMAGE} AS build
 COPY --from=uv /uv /usr/local/bin/uv
-# A package index in place of pypi.org: docker build --build-arg UV_DEFAULT_INDEX=https://…
+# Another package index: docker build --build-arg UV_DEFAULT_INDEX=https://…
 ARG UV_DEFAULT_INDEX
 # Bytecode is made here, because whoever runs the image cannot write it. Hard links do not reach out of a cache mount.
 ENV UV_COMPILE_BYTECODE=1 \

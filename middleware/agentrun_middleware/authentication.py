@@ -14,13 +14,14 @@ from contextlib import AsyncExitStack
 from typing import Protocol
 
 from agentrun_middleware.answers import Refusal, challenge, refuse, retry_headers
-from agentrun_middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from agentrun_middleware.asgi import ASGIApp, Headers, Receive, Scope, Send
 from agentrun_middleware.credentials import (
     MAX_CREDENTIAL_BYTES,
     MalformedCredentialsError,
     take_credential,
     take_identity_headers,
 )
+from agentrun_middleware.lifespan import run_lifespan
 from agentrun_middleware.principal import Principal, is_scope
 from agentrun_middleware.state import PRINCIPAL, set_state
 
@@ -137,7 +138,7 @@ class AuthenticationMiddleware:
         """Pass the request on, or refuse it."""
         kind = scope["type"]
         if kind == "lifespan":
-            await self._run_lifespan(scope, receive, send)
+            await run_lifespan(self._app, scope, receive, send, self._close)
             return
         if kind not in ("http", "websocket"):
             raise ValueError(f"unknown kind of connection: {kind!r}")  # default deny
@@ -152,25 +153,10 @@ class AuthenticationMiddleware:
             set_state(scope, PRINCIPAL, principal)
             await self._app(scope, receive, send)
 
-    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the lifespan on, and close the verifiers at its end.
-
-        An app without a lifespan ends before it has said anything, and servers go on: then verifiers are still needed.
-        """
-        has_lifespan = False
-
-        async def noting_send(message: Message) -> None:
-            nonlocal has_lifespan
-            has_lifespan = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting_send)
-        finally:
-            if has_lifespan:
-                async with AsyncExitStack() as stack:
-                    for verifier in self._verifiers:
-                        stack.push_async_callback(verifier.aclose)
+    async def _close(self) -> None:
+        async with AsyncExitStack() as stack:  # each, whatever becomes of the others
+            for verifier in self._verifiers:
+                stack.push_async_callback(verifier.aclose)
 
     async def _authenticate(self, scope: Scope) -> Principal | Refusal:
         try:

@@ -236,9 +236,14 @@ class JWTVerifier:
             await trust.keys.aclose()
 
     def _read_header(self, token: str) -> tuple[_Trust, Mapping[str, Any]]:
-        """Return the header of `token` and who claims to have issued it. Nothing of it is proved yet."""
-        head, payload, _ = token.split(".")
+        """Return the header of `token` and who claims to have issued it. Nothing of it is proved yet.
+
+        Raises:
+            CredentialRefusedError: it is no token, or none that could be good whoever had signed it.
+        """
+        head, payload, signature = token.split(".")
         header, claims = _parse(head), _parse(payload)
+        _octets(signature)
         name = claims.get("iss")
         trust = self._only or (self._trusted.get(name) if isinstance(name, str) else None)
         if trust is None:
@@ -254,6 +259,9 @@ class JWTVerifier:
             raise CredentialRefusedError("another type of token (typ)")
         if not isinstance(header.get("kid", ""), str):
             raise CredentialRefusedError("kid is no text")
+        for claim in ("exp", "nbf", "iat"):  # here, because PyJWT takes "1999999999" and True for numbers
+            if claim in claims and not _is_time(claims[claim]):
+                raise CredentialRefusedError(f"{claim} is no time")
         return trust, header
 
     async def _decode(self, token: str, trust: _Trust, header: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,9 +284,24 @@ class JWTVerifier:
                 options={"require": ["exp", "iss", "aud", "sub"], "enforce_minimum_key_length": True},
             )
         except (PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as exc:
-            # What is in a token must not become an error of another kind, whatever PyJWT makes of it.
+            # Older PyJWT lets errors of other kinds pass. What is in a token must not become one of the server.
             reason = next((text for kind, text in _REASONS.items() if isinstance(exc, kind)), "it cannot be decoded")
             raise CredentialRefusedError(reason) from exc
+
+
+def _octets(part: str) -> bytes:
+    """Return what a part of a token stands for, when it is written in the one way there is for it.
+
+    Raises:
+        CredentialRefusedError: it is not, as when its last character has bits that stand for nothing.
+    """
+    try:
+        octets = base64.urlsafe_b64decode(part + "==")
+    except ValueError as exc:
+        raise CredentialRefusedError("it cannot be decoded") from exc
+    if base64.urlsafe_b64encode(octets).rstrip(b"=") != part.encode():
+        raise CredentialRefusedError("it cannot be decoded")
+    return octets
 
 
 def _parse(part: str) -> dict[str, Any]:
@@ -292,8 +315,9 @@ def _parse(part: str) -> dict[str, Any]:
         CredentialRefusedError: it holds anything else.
     """
     try:
-        text = base64.urlsafe_b64decode(part + "==").decode()  # PyJWT looks at how it is encoded
-        value = json.loads(text, object_pairs_hook=_members, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(
+            _octets(part).decode(), object_pairs_hook=_members, parse_float=_finite, parse_constant=_finite
+        )
     except (ValueError, RecursionError) as exc:
         raise CredentialRefusedError("it cannot be decoded") from exc
     if not isinstance(value, dict) or not _is_shallow(value, _MAX_DEPTH):
@@ -324,9 +348,6 @@ def _is_shallow(value: object, depth: int) -> bool:
 
 def _principal(claims: dict[str, Any], issuer: Issuer, now: float) -> Principal:
     """Return who `claims`, which are signed, speak of, when they have the form they must have."""
-    for name in ("exp", "nbf", "iat"):
-        if name in claims and not _is_time(claims[name]):
-            raise CredentialRefusedError(f"{name} is no time")
     limit = issuer.max_lifetime
     if limit is not None and claims["exp"] - claims.get("iat", now) > limit + issuer.leeway:
         raise CredentialRefusedError("it is valid for longer than max_lifetime")

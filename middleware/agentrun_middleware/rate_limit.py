@@ -19,6 +19,7 @@ from typing import Any
 
 from agentrun_middleware.answers import Refusal, duration, refuse, retry_headers
 from agentrun_middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from agentrun_middleware.lifespan import run_lifespan
 from agentrun_middleware.state import USAGE, principal_of, set_state
 from agentrun_middleware.token_bucket import (
     NANOSECONDS,
@@ -102,10 +103,7 @@ class RateLimitMiddleware:
         """Pass the request on, or refuse it."""
         kind = scope["type"]
         if kind == "lifespan":
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                await self._buckets.aclose()
+            await run_lifespan(self._app, scope, receive, send, self._buckets.aclose)
             return
         if kind not in ("http", "websocket"):
             raise ValueError(f"unknown kind of connection: {kind!r}")  # what is not known cannot be counted

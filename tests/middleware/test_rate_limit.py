@@ -556,21 +556,20 @@ class Buckets:
 
 async def test_the_lifespan_passes_and_its_end_closes_the_store() -> None:
     store = Buckets()
+    heard: list[tuple[str, int]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "lifespan"
-        assert store.closed == 0
-        raise RuntimeError("no lifespan here")  # what apps without one do
+        await send({"type": "lifespan.startup.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
 
-    with pytest.raises(RuntimeError):
-        await RateLimitMiddleware(app, requests_per_minute=1, buckets=store)(
-            {"type": "lifespan"}, nothing_to_receive, nothing_to_send
-        )
+    async def send(message: Message) -> None:
+        heard.append((message["type"], store.closed))
+
+    limited = RateLimitMiddleware(app, requests_per_minute=1, buckets=store)
+    await limited({"type": "lifespan"}, nothing_to_receive, send)
+    assert heard == [("lifespan.startup.complete", 0), ("lifespan.shutdown.complete", 1)]
     assert store.closed == 1
-
-
-async def nothing_to_send(message: Message) -> None:
-    raise NotImplementedError
 
 
 async def test_a_store_that_cannot_say_is_answered_503() -> None:

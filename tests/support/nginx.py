@@ -332,6 +332,8 @@ def shipped(conf: Path) -> str:
 
 
 async def _start(text: str, folder: Path, sockets: Sequence[socket.socket]) -> asyncio.subprocess.Process:
+    for log in folder.glob("*.log"):  # of an nginx that ran here before
+        log.unlink()
     (folder / "nginx.conf").write_text(text, "utf-8")
     descriptors = [s.fileno() for s in sockets]
     assert NGINX is not None

@@ -2,9 +2,13 @@
 
 import asyncio
 import re
+import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.deploy.nginx.behind import GOOD, ISSUER, Echo, Headers, Speaker, bearer, both, guarded, scripted
+from tests.support.clock import within
 from tests.support.nginx import InFront, Nginx, needs_nginx
 from tests.support.raw_client import CHAT, chat_body
 from tests.support.serve import serve
@@ -128,3 +132,17 @@ async def test_a_line_of_an_error_says_what_was_asked(conf: Path, in_front: InFr
         await front.ask("DELETE", "/metrics")
         line = await front.logged(status=404)
         assert (line["method"], line["path"]) == ("DELETE", "/metrics")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@both
+async def test_the_line_of_what_got_no_answer_is_json_too(conf: Path, in_front: InFront) -> None:
+    """Over HTTP/2 nginx resets a stream whose head is too long; its own word for that status, 000, is no number."""
+    edits = {"large_client_header_buffers 4 16k;": "large_client_header_buffers 4 4k;"}
+    async with serve(Echo()) as served, in_front(served.port, conf=conf, edits=edits) as front:
+        process = await asyncio.create_subprocess_exec(
+            *("curl", "--silent", "--http2", "--noproxy", "*", "--cacert", str(front.certificate), f"{front.url}/v1/x"),
+            *(part for _ in range(5) for part in ("--header", f"x: {'a' * 4000}")),
+        )
+        assert await within(process.wait()) != 0
+        assert (await front.logged(path="/v1/x"))["status"] == 0

@@ -56,21 +56,22 @@ def times() -> Iterator[Case]:
         fronts,
         ("an hour ago", offset(exp=-3600, iat=-7200)),
         ("longer ago than clocks may differ", offset(exp=-31)),
-        *claimed("exp", 0, -1, 1, 0.5, -(10**10), -(10**400), 946684800, True, False),
+        *claimed("exp", 0, -1, 1, 0.5, -(10**10), 946684800),
     )
-    yield from cases("exp", MISSING, fronts, ("missing", claiming(without=["exp"])), *claimed("exp", None))
+    yield from cases("exp", MISSING, fronts, ("missing", claiming(without=["exp"])))
     yield from cases(
         "exp",
         UNREADABLE,
         fronts,
-        *claimed("exp", "never", "", " ", "2099-01-01T00:00:00Z", "1e10", "0x7fffffff", [], [9999999999], {}, {"a": 1}),
         *_literally("exp", "NaN", "Infinity", "1e309", "9" * 5000, "+1", "01"),
     )
     yield from cases(
         "exp",
         "exp is no time",
         fronts,
-        *claimed("exp", "9999999999", " 9999999999 ", "9_999_999_999", "\uff19" * 10, 10**11, 10**400),
+        *claimed("exp", "never", "", " ", "2099-01-01T00:00:00Z", "1e10", "0x7fffffff", [], [9999999999], {}, {"a": 1}),
+        *claimed("exp", "9999999999", " 9999999999 ", "9_999_999_999", "\uff19" * 10, 10**11, 10**400, -(10**400)),
+        *claimed("exp", None, True, False),
         *_literally("exp", "1e300", "9" * 4000),
         ("in milliseconds", lambda forge: forge.issuer.token(claims(exp=int(time.time() * 1000) + 300_000))),
     )
@@ -92,30 +93,27 @@ def times() -> Iterator[Case]:
         fronts,
         ("in an hour", offset(nbf=3600)),
         ("in a while", offset(nbf=90)),
-        *claimed("nbf", 10**400),
-        *_literally("nbf", "1e300"),
     )
+    yield from cases("nbf", UNREADABLE, fronts, *_literally("nbf", "NaN", "-Infinity", "1e309"))
     yield from cases(
         "nbf",
-        UNREADABLE,
+        "nbf is no time",
         fronts,
-        *claimed("nbf", None, "now", "", [], {}, [0]),
-        *_literally("nbf", "NaN", "-Infinity", "1e309"),
+        *claimed("nbf", None, "now", "", "0", [], [0], {}, True, False, 10**12, -(10**12), 10**400),
+        *_literally("nbf", "1e300"),
     )
-    yield from cases("nbf", "nbf is no time", fronts, *claimed("nbf", "0", True, False, -(10**12)))
     yield from cases(
         "iat",
         EARLY,
         fronts,
         ("in an hour", offset(iat=3600, exp=7200)),
         ("in a while", offset(iat=90)),
-        *claimed("iat", 10**400),
     )
     yield from cases(
         "iat",
         "iat is no time",
         fronts,
-        *claimed("iat", None, "now", "", [], {}, "0", True, False, -(10**12), -(10**400)),
+        *claimed("iat", None, "now", "", [], {}, "0", True, False, -(10**12), 10**400, -(10**400)),
         *_literally("iat", "-1e300"),
     )
     yield from cases("iat", UNREADABLE, fronts, *_literally("iat", "NaN", "-Infinity", "-1e309"))
