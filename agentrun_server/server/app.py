@@ -6,7 +6,7 @@ documentation, routes added to `.app`. It is imported when one of these is wante
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -172,9 +172,9 @@ class AgentRunServer:
         return stack
 
     def _past_probes(self, stack: ASGIApp) -> ASGIApp:
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        def app(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:  # no coroutine of its own
             is_probe = scope["type"] == "http" and _path(scope) in self.probes
-            await (self._dispatch if is_probe else stack)(scope, receive, send)
+            return (self._dispatch if is_probe else stack)(scope, receive, send)
 
         return app
 

@@ -114,6 +114,7 @@ def _supervise(config: "uvicorn.Config", sockets: list[socket.socket]) -> None:
     if config.should_reload:
         ChangeReload(config, target=uvicorn.Server(config).run, sockets=sockets).run()
         return
+
     class Workers(Multiprocess):
         terminated = False
 

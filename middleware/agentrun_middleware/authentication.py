@@ -11,7 +11,7 @@ import re
 import traceback
 from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from agentrun_middleware.answers import Refusal, challenge, refuse, retry_headers
 from agentrun_middleware.asgi import ASGIApp, Headers, Receive, Scope, Send
@@ -75,6 +75,15 @@ class Verifier(Protocol):
         ...
 
 
+@runtime_checkable
+class Recalls(Protocol):
+    """A verifier that remembers."""
+
+    def recall(self, credential: str) -> Principal | None:
+        """Return who shows `credential`, if that was verified before and still holds: at once, or not at all."""
+        ...
+
+
 class AuthenticationMiddleware:
     """Lets requests and WebSocket handshakes pass whose credential is good, and tells the app whose it is.
 
@@ -107,6 +116,7 @@ class AuthenticationMiddleware:
         check_realm(realm)
         self._app = app
         self._verifiers = tuple(verifiers)
+        self._recall = tuple(verifier.recall for verifier in verifiers if isinstance(verifier, Recalls))
         self._required = frozenset(required_scopes)
         self._public = public_set(public_paths)
         self._missing = Refusal(
@@ -168,10 +178,16 @@ class AuthenticationMiddleware:
         if len(credential) > MAX_CREDENTIAL_BYTES:
             return self._refused(self._invalid, scope, "longer than 8 KiB", credential)
         try:
-            verifier = next((v for v in self._verifiers if v.recognises(credential)), None)
-            if verifier is None:
-                return self._refused(self._invalid, scope, "no form of credential that is known here", credential)
-            principal = await verifier.verify(credential)
+            principal: Principal | None = None
+            for recall in self._recall:
+                principal = recall(credential)
+                if principal is not None:
+                    break
+            if principal is None:
+                verifier = next((v for v in self._verifiers if v.recognises(credential)), None)
+                if verifier is None:
+                    return self._refused(self._invalid, scope, "no form of credential that is known here", credential)
+                principal = await verifier.verify(credential)
             if not isinstance(principal, Principal):
                 raise TypeError("a verifier returns a Principal")
         except CredentialRefusedError as exc:

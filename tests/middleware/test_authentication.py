@@ -86,6 +86,19 @@ class Known:
         self.closed += 1
 
 
+class Remembering(Known):
+    """Vouches a second time without being asked."""
+
+    def __init__(self, *args: Any, recalled: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._recalled = recalled
+
+    def recall(self, credential: str) -> Principal | None:
+        if isinstance(self._recalled, Exception):
+            raise self._recalled
+        return self._recalled if credential == self._credential else None
+
+
 class Raising(Known):
     """Cannot judge."""
 
@@ -320,6 +333,29 @@ class TestVerifiers:
             await call(guarded(app, keys, tokens), http_scope(headers=[("api-key", credential)]))
         assert (keys.asked, tokens.asked) == (["ar_1", "ar_2"], ["eyJ1"])
         assert len(app.scopes) == 2
+
+    async def test_one_that_remembers_is_not_asked_again(self) -> None:
+        other, remembering = Remembering("ar_1", recalled=ALICE), Remembering(recalled=ALICE)
+        app = Behind()
+        answer = await call(guarded(app, other, remembering), http_scope(headers=[GOOD]))
+        assert answer.status == 200
+        assert principal_of(app.scopes[0]) is ALICE
+        assert other.asked == remembering.asked == []
+        assert (await call(guarded(app, other, remembering), http_scope(headers=[BAD]))).status == 401
+        assert other.asked == ["bad-canary"]
+
+    @pytest.mark.parametrize("recalled", ["alice", True, ValueError("broken")])
+    async def test_what_is_remembered_must_be_a_caller(self, recalled: Any) -> None:
+        app = Behind()
+        answer = await call(guarded(app, Remembering(recalled=recalled)), http_scope(headers=[GOOD]))
+        assert told(answer) == (500, FAILED, None)
+        assert app.scopes == []
+
+    async def test_what_is_remembered_is_held_to_the_required_scopes(self) -> None:
+        answer = await call(
+            guarded(Behind(), Remembering(recalled=ALICE), required_scopes=["admin"]), http_scope(headers=[GOOD])
+        )
+        assert answer.status == 403
 
     async def test_one_that_refuses_has_the_last_word(self) -> None:
         first, second = Known("other"), Known()

@@ -28,6 +28,7 @@ from tests.support.serve import REPOSITORY
 __all__ = [
     "APP_AUTH_CONF",
     "CONF",
+    "KNOWN_WARNING",
     "NGINX",
     "ONE_WORKER",
     "InFront",
@@ -54,6 +55,9 @@ Edits = Mapping[str, str]
 
 ONE_WORKER = {"worker_processes auto;": "worker_processes 1;"}
 """What is asked one after the other is done one after the other."""
+
+KNOWN_WARNING = 'the "listen ... http2" directive is deprecated'
+"""Of nginx 1.25 and newer; what it wants instead, 1.22 does not know."""
 
 _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
@@ -272,7 +276,7 @@ class Nginx:
         assert self._process.stderr is not None
         said = (await within(self._process.stderr.read())).decode()
         assert await within(self._process.wait()) == 0, said
-        assert not said, said
+        assert not [line for line in said.splitlines() if KNOWN_WARNING not in line], said
 
     async def stop(self) -> None:
         """Stop at once."""
@@ -307,7 +311,9 @@ async def nginx(
     try:
         listen: dict[str, int] = {at: s.getsockname()[1] for at, s in zip(_LISTEN, sockets, strict=True)}
         text = placed(edited(shipped(conf), edits or {}), folder, certificate, listen, (first, second))
-        process = await _start(text, folder, sockets)
+        _clear(folder)
+        (folder / "nginx.conf").write_text(text, "utf-8")
+        process = await _start(folder, sockets)
     finally:
         for listening in sockets:
             listening.close()
@@ -331,10 +337,13 @@ def shipped(conf: Path) -> str:
     return conf.read_text("utf-8")
 
 
-async def _start(text: str, folder: Path, sockets: Sequence[socket.socket]) -> asyncio.subprocess.Process:
-    for log in folder.glob("*.log"):  # of an nginx that ran here before
+def _clear(folder: Path) -> None:
+    """Take away the logs of an nginx that ran here before."""
+    for log in folder.glob("*.log"):
         log.unlink()
-    (folder / "nginx.conf").write_text(text, "utf-8")
+
+
+async def _start(folder: Path, sockets: Sequence[socket.socket]) -> asyncio.subprocess.Process:
     descriptors = [s.fileno() for s in sockets]
     assert NGINX is not None
     return await asyncio.create_subprocess_exec(

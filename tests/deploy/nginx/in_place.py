@@ -65,6 +65,7 @@ def _ask(host: str, path: str, context: ssl.SSLContext | None) -> tuple[int, str
 def main(conf: str) -> None:
     """Put `conf` in place and run nginx as Debian does."""
     assert NGINX is not None
+    command = (NGINX, "-e", "/var/log/nginx/error.log", "-c", "/etc/nginx/nginx.conf")  # as Debian's is compiled
     text = Path(conf).read_bytes()
     for folder in ("/etc/nginx", "/var/log/nginx", "/run"):
         _empty(folder)
@@ -73,8 +74,8 @@ def main(conf: str) -> None:
     Path("/etc/nginx/nginx.conf").write_bytes(text)
     for port in (8000, 8001):
         threading.Thread(target=ThreadingHTTPServer(("127.0.0.1", port), Replica).serve_forever, daemon=True).start()
-    tested = subprocess.run([NGINX, "-t"], check=True, capture_output=True, text=True).stderr
-    subprocess.run([NGINX, "-g", "daemon on; master_process on;"], check=True)
+    tested = subprocess.run([*command, "-t"], check=True, capture_output=True, text=True).stderr
+    subprocess.run([*command, "-g", "daemon on; master_process on;"], check=True, capture_output=True)
     try:
         said = {
             "tested": tested,
@@ -85,7 +86,7 @@ def main(conf: str) -> None:
             "pid": Path("/run/nginx.pid").read_text("ascii").strip().isdigit(),
         }
     finally:
-        subprocess.run([NGINX, "-s", "stop"], check=True)
+        subprocess.run([*command, "-s", "stop"], check=True, capture_output=True)
     lines = Path("/var/log/nginx/access.log").read_text("utf-8").splitlines()
     said["logged"] = [json.loads(line)["path"] for line in lines]
     said["errors"] = Path("/var/log/nginx/error.log").read_text("utf-8")

@@ -14,7 +14,7 @@ import pytest
 
 from agentrun_server import ServerConfig
 from tests.deploy.nginx.behind import both
-from tests.support.nginx import APP_AUTH_CONF, CONF, SELF_SIGNED, edited, needs_nginx, placed
+from tests.support.nginx import APP_AUTH_CONF, CONF, KNOWN_WARNING, SELF_SIGNED, edited, needs_nginx, placed
 from tests.support.serve import REPOSITORY
 
 
@@ -54,7 +54,8 @@ def test_the_file_runs_as_it_is_where_it_belongs(conf: Path) -> None:
     assert sorted(said["https"]) == [[200, "8000"], [200, "8001"]]
     assert (said["http"], said["http probe"], said["ipv6 probe"], said["pid"]) == (403, 200, 200, True)
     assert said["logged"] == ["/v1/models"] * 3
-    assert not re.findall(r".*\[(?:warn|error|crit|emerg)\].*", said["tested"] + said["errors"])
+    complaints = re.findall(r".*\[(?:warn|error|crit|emerg)\].*", said["tested"] + said["errors"])
+    assert not [line for line in complaints if KNOWN_WARNING not in line]
 
 
 # --- what it says

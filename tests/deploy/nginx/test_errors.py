@@ -80,8 +80,6 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
         "invalid_http_request",
     ),
     "TRACE": (b"TRACE / HTTP/1.1\r\n" + HOST + AUTH + b"connection: close\r\n\r\n", 405, "method_not_allowed"),
-    "CONNECT": (b"CONNECT x:443 HTTP/1.1\r\nhost: x:443\r\n\r\n", 400, "invalid_http_request"),
-    "CONNECT to a path": (b"CONNECT / HTTP/1.1\r\n" + HOST + b"connection: close\r\n\r\n", 405, "method_not_allowed"),
     "long body": (b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 10485761\r\n\r\n", 413, "request_too_large"),
     "long target": (b"GET /" + b"a" * 17_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414, "uri_too_long"),
     "long header": (
@@ -115,8 +113,23 @@ async def test_what_nginx_refuses_is_refused_in_json(conf: Path, in_front: InFro
                 answer = await client.response()
             assert (answer.status, answer.error()["code"]) == (status, code), name
             is_well_formed(answer)
+            assert answer.header(RUN) == ("false" if status >= 500 else None), "or stock clients would try again"
             line = await front.logged(request_id=answer.header("x-request-id"))
             assert line["status"] == status, name
+    assert app.calls == []
+
+
+@both
+async def test_nginx_is_no_tunnel(conf: Path, in_front: InFront) -> None:
+    """Older versions take ``CONNECT /`` for well-formed, newer ones ``CONNECT host:port``; none connects."""
+    app = Echo()
+    async with serve(app) as served, in_front(served.port, conf=conf) as front:
+        for target in (b"x:443", b"/", b"http://x/"):
+            async with front.client() as client:
+                await client.send(b"CONNECT " + target + b" HTTP/1.1\r\nhost: x:443\r\n" + AUTH + b"\r\n")
+                answer = await client.response()
+                assert answer.status in (400, 405), target
+                is_well_formed(answer)
     assert app.calls == []
 
 

@@ -170,9 +170,7 @@ def _issuer() -> Iterator[Case]:
 def _audience() -> Iterator[Case]:
     fronts = SECRET_AND_PUBLIC
     ours = AUDIENCE
-    yield from cases(
-        "aud", MISSING, fronts, ("missing", claiming(without=["aud"])), *claimed("aud", None, "", [], {}, 0, False)
-    )
+    yield from cases("aud", MISSING, fronts, ("missing", claiming(without=["aud"])), *claimed("aud", None))
     yield from cases(
         "aud",
         OTHER_AUDIENCE,
@@ -182,7 +180,7 @@ def _audience() -> Iterator[Case]:
         *claimed(
             "aud", ["other"], ["agents", "agen"], [""], [ours, 1], [1, ours], [[ours]], [None], [True], [{ours: 1}]
         ),
-        *claimed("aud", {ours: 1}, {"aud": ours}),
+        *claimed("aud", {ours: 1}, {"aud": ours}, "", [], {}, 0, False),
     )
 
 
