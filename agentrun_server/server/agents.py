@@ -56,7 +56,7 @@ class Agents:
             NotFoundError: there is none (``model_not_found``).
         """
         agent = self._agents.get(model, self._default)
-        if principal is not None or self._scopes_required:
+        if self._scopes_required or (principal is not None and getattr(principal, "scopes", None)):
             # One agent answers to any name, but the scopes speak of its own.
             own = self.first_model if agent is not None and agent is self._default else model
             self._check_access(own, model, principal)

@@ -54,6 +54,15 @@ class VerifierUnavailableError(Exception):
         self.retry_after = retry_after
 
 
+class _RefusedError(Exception):
+    """The request is answered `refusal`; the log says `reason`."""
+
+    def __init__(self, refusal: Refusal, reason: str) -> None:
+        super().__init__(reason)
+        self.refusal = refusal
+        self.reason = reason
+
+
 class Verifier(Protocol):
     """Judges one kind of credential."""
 
@@ -156,49 +165,62 @@ class AuthenticationMiddleware:
             take_identity_headers(scope)
             await self._app(scope, receive, send)
             return
-        principal = await self._authenticate(scope)
-        if isinstance(principal, Refusal):
-            await refuse(principal, scope, receive, send)
+        credential: str | None = None
+        try:
+            credential = take_credential(scope)
+            # Almost every request: a credential that is known. It is worth no coroutine of its own.
+            principal = self._recalled(credential) or await self._verify(credential)
+            if not self._required <= principal.scopes:
+                raise _RefusedError(self._insufficient, "a required scope is missing")
+        except MalformedCredentialsError as exc:
+            refusal = self._refused(self._malformed, scope, str(exc))
+        except _RefusedError as exc:
+            refusal = self._refused(exc.refusal, scope, exc.reason, credential or "")
         else:
             set_state(scope, PRINCIPAL, principal)
             await self._app(scope, receive, send)
+            return
+        await refuse(refusal, scope, receive, send)
 
     async def _close(self) -> None:
         async with AsyncExitStack() as stack:  # each, whatever becomes of the others
             for verifier in self._verifiers:
                 stack.push_async_callback(verifier.aclose)
 
-    async def _authenticate(self, scope: Scope) -> Principal | Refusal:
-        try:
-            credential = take_credential(scope)
-        except MalformedCredentialsError as exc:
-            return self._refused(self._malformed, scope, str(exc))
+    def _recalled(self, credential: str | None) -> Principal | None:
+        """Return who shows `credential`, when one of the verifiers remembers."""
         if credential is None:
-            return self._refused(self._missing, scope, "no credential")
-        if len(credential) > MAX_CREDENTIAL_BYTES:
-            return self._refused(self._invalid, scope, "longer than 8 KiB", credential)
+            return None
         try:
-            principal: Principal | None = None
             for recall in self._recall:
                 principal = recall(credential)
                 if principal is not None:
-                    break
-            if principal is None:
-                verifier = next((v for v in self._verifiers if v.recognises(credential)), None)
-                if verifier is None:
-                    return self._refused(self._invalid, scope, "no form of credential that is known here", credential)
-                principal = await verifier.verify(credential)
-            if not isinstance(principal, Principal):
-                raise TypeError("a verifier returns a Principal")
+                    return _checked(principal)
+        except Exception as exc:
+            raise _RefusedError(_FAILED, _describe(exc)) from exc
+        return None
+
+    async def _verify(self, credential: str | None) -> Principal:
+        """Return who shows `credential`.
+
+        Raises:
+            _RefusedError: nobody who may pass.
+        """
+        if credential is None:
+            raise _RefusedError(self._missing, "no credential")
+        if len(credential) > MAX_CREDENTIAL_BYTES:
+            raise _RefusedError(self._invalid, "longer than 8 KiB")
+        try:
+            verifier = next((v for v in self._verifiers if v.recognises(credential)), None)
+            if verifier is None:
+                raise CredentialRefusedError("no form of credential that is known here")
+            return _checked(await verifier.verify(credential))
         except CredentialRefusedError as exc:
-            return self._refused(self._invalid, scope, str(exc), credential)
+            raise _RefusedError(self._invalid, str(exc)) from exc
         except VerifierUnavailableError as exc:
-            return self._refused(_unavailable(exc.retry_after), scope, str(exc), credential)
+            raise _RefusedError(_unavailable(exc.retry_after), str(exc)) from exc
         except Exception as exc:  # a fault of the verifier must open nothing
-            return self._refused(_FAILED, scope, _describe(exc), credential)
-        if not self._required <= principal.scopes:
-            return self._refused(self._insufficient, scope, "a required scope is missing", credential)
-        return principal
+            raise _RefusedError(_FAILED, _describe(exc)) from exc
 
     def _refused(self, refusal: Refusal, scope: Scope, reason: str, credential: str = "") -> Refusal:
         """Log why, with a hash in place of the credential, and return `refusal`."""
@@ -236,6 +258,13 @@ def check_realm(realm: str) -> None:
 
 
 _FAILED = Refusal(500, "The server had an error while checking your API key.", "internal_error", "server_error")
+
+
+def _checked(principal: object) -> Principal:
+    """Return `principal`, which a verifier of anybody's may have made."""
+    if not isinstance(principal, Principal):
+        raise TypeError("a verifier returns a Principal")
+    return principal
 
 
 def _describe(exc: Exception) -> str:
