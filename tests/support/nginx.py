@@ -213,7 +213,7 @@ class Nginx:
         async with self.client() as client:
             with suppress(ConnectionError):
                 await client.send(data)
-            return await client.ended()
+            return await client.ended(20.0)
 
     async def has_caught_up(self) -> None:
         """Wait until it has done all there was to do: what one worker takes up later, it ends later.

@@ -168,9 +168,10 @@ def _check_tool_choice(tool_choice: Any, names: Mapping[str, ToolKind], tools: l
         return
     if not tools:
         invalid("tool_choice", "it is only allowed when 'tools' are specified.")
-    if isinstance(tool_choice, dict) and tool_choice["type"] in ("function", "custom"):
-        if names.get(tool_choice["name"]) != tool_choice["type"]:
-            invalid("tool_choice", "the named tool is not in 'tools'.")
+    if not isinstance(tool_choice, dict) or tool_choice["type"] not in ("function", "custom"):
+        return
+    if names.get(tool_choice["name"]) != tool_choice["type"]:
+        invalid("tool_choice", "the named tool is not in 'tools'.")
 
 
 # --- the request, in the form agents know
@@ -180,13 +181,12 @@ def _request(
     params: dict[str, Any], tools: list[dict[str, Any]] | None, extra: dict[str, Any], headers: Headers
 ) -> AgentRequest:
     pop = params.pop
-    for new, value in (
-        ("max_completion_tokens", params.get("max_output_tokens")),
-        ("reasoning_effort", (params.get("reasoning") or {}).get("effort")),
-        ("verbosity", (params.get("text") or {}).get("verbosity")),
-    ):
-        if value is not None:
-            params[new] = value
+    also = {
+        "max_completion_tokens": params.get("max_output_tokens"),
+        "reasoning_effort": (params.get("reasoning") or {}).get("effort"),
+        "verbosity": (params.get("text") or {}).get("verbosity"),
+    }
+    params |= {name: value for name, value in also.items() if value is not None}
     return AgentRequest(
         protocol="openai_responses",
         model=pop("model"),
@@ -217,13 +217,18 @@ def _chat_tool_choice(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     match value["type"]:
-        case "function" | "custom" as kind:
-            return {"type": kind, kind: {"name": value["name"]}}
+        case "function" | "custom":
+            return _named(value)
         case "allowed_tools":
-            tools = [_chat_tool(tool) if "type" in tool and "name" in tool else tool for tool in value["tools"]]
-            return {"type": "allowed_tools", "allowed_tools": {"mode": value["mode"], "tools": tools}}
+            allowed = {"mode": value["mode"], "tools": [_named(tool) for tool in value["tools"]]}
+            return {"type": "allowed_tools", "allowed_tools": allowed}
         case _:
             return value
+
+
+def _named(tool: dict[str, Any]) -> dict[str, Any]:
+    kind = tool.get("type")
+    return {"type": kind, kind: {"name": tool.get("name")}} if kind in ("function", "custom") else tool
 
 
 def _response_format(form: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -285,7 +290,8 @@ def _echoed_text(options: Mapping[str, Any]) -> dict[str, Any]:
     form = sent.get("format", {"type": "text"})
     if form["type"] == "json_schema":
         strict = form.get("strict")
-        form = {"description": None, **form, "strict": False if strict is None else strict}
+        # Open Responses wants a description, and OpenAI's has no null.
+        form = {**form, "description": form.get("description") or "", "strict": False if strict is None else strict}
     return {**sent, "format": form}
 
 

@@ -1,6 +1,6 @@
 """Checks for the fields of a Responses request, as a table: field name → check.
 
-What a check is, `agentrun_server.protocols.fields` says. Source: `CreateResponse` of the OpenAI specification 2.3.0, and
+What a check is, `agentrun_server.protocols.fields` says. Source: `CreateResponse` of the OpenAI specification 2.3.0 and
 `CreateResponseBody` of Open Responses 2026-04-24. Exact where a mistake would change the answer; values that only an
 agent can judge (effort, verbosity, tiers, what to include) are open.
 """
@@ -30,8 +30,12 @@ __all__ = ["FIELDS", "identifier"]
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _FORMAT_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
-identifier = text(256, min_length=1)
-"""Accept the id of an object or a call."""
+_IDENTIFIER = text(256, min_length=1)
+
+
+def identifier(value: Any, param: str) -> str:
+    """Accept the id of an object or a call, or the name of a tool that was called."""
+    return str(_IDENTIFIER(value, param))
 
 
 def conversation(value: Any, param: str) -> str:
@@ -42,7 +46,7 @@ def conversation(value: Any, param: str) -> str:
             missing(param)
     if not isinstance(value, str):
         wrong_type(param, "a string or an object", value)
-    return str(identifier(value, param))
+    return identifier(value, param)
 
 
 def stream_options(value: Any, param: str) -> dict[str, Any]:

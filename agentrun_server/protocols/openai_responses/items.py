@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agentrun_server.errors import InvalidRequestError
-from agentrun_server.protocols.fields import array, boolean, choice, mapping, missing, text, wrong_type
+from agentrun_server.protocols.fields import array, boolean, check_finite, choice, mapping, missing, text, wrong_type
 from agentrun_server.protocols.openai_responses.fields import identifier
 from agentrun_server.protocols.openai_responses.parts import input_text, read_content
 
@@ -47,6 +47,7 @@ def read_items(value: Any, new_id: Callable[[str], str], *, max_items: int, para
     elif not isinstance(value, list):
         wrong_type(param, "a string or an array of items", value)
     items = array(value, param, 0, max_items)
+    check_finite(items)
     return [_read_item(item, f"{param}[{i}]", new_id) for i, item in enumerate(items)]
 
 

@@ -27,39 +27,43 @@ def to_messages(items: Sequence[Item], instructions: str | None = None) -> list[
     Raises:
         InvalidRequestError: an output has no call before it, or a call has no output.
     """
-    builder = _Builder(_answers(items))
+    answers = _answers(items)
+    builder = _Builder()
     if instructions is not None:
         builder.messages.append(Message(role=MessageRole.SYSTEM.value, content=instructions))
-    for item in items:
-        builder.take(item)
+    for place, item in enumerate(items):
+        builder.take(item, answers.get(place))
     builder.flush()
     return builder.messages
 
 
-def _answers(items: Sequence[Item]) -> dict[str, Item]:
-    """Return what answers each call, by its id; check that every call of the client's has one."""
-    called: dict[str, Item] = {}
-    answers: dict[str, Item] = {}
-    for item in items:
+def _answers(items: Sequence[Item]) -> dict[int, Item]:
+    """Return what answers each call, by its place in `items`; check that every call of the client's has an answer.
+
+    An id may be used again: an answer belongs to the last call before it.
+    """
+    called: dict[str, int] = {}
+    answers: dict[int, Item] = {}
+    for place, item in enumerate(items):
         kind = item["type"]
         if kind in _CLIENT_CALLS:
-            called[item["call_id"]] = item
+            called[item["call_id"]] = place
         elif kind == "mcp_approval_request":
-            called[item["id"]] = item
+            called[item["id"]] = place
         elif kind in _OUTPUTS:
             call = called.get(item["call_id"])
-            if call is None or _CLIENT_CALLS.get(call["type"]) != kind:
+            if call is None or _CLIENT_CALLS.get(items[call]["type"]) != kind:
                 _refuse(f"No tool call found for {kind.replace('_', ' ')} with call_id '{item['call_id']}'.")
-            answers[item["call_id"]] = item
+            answers[call] = item
         elif kind == "mcp_approval_response":
-            request = called.get(item["approval_request_id"])
-            if request is None or request["type"] != "mcp_approval_request":
+            call = called.get(item["approval_request_id"])
+            if call is None or items[call]["type"] != "mcp_approval_request":
                 _refuse(f"No approval request found with id '{item['approval_request_id']}'.")
-            answers[item["approval_request_id"]] = item
-    for call_id, call in called.items():
+            answers[call] = item
+    for place, item in enumerate(items):
         # A call that was cut off was never the client's to answer.
-        if call_id not in answers and call["type"] in _CLIENT_CALLS and call.get("status") != "incomplete":
-            _refuse(f"No tool output found for {call['type'].replace('_', ' ')} {call_id}.")
+        if item["type"] in _CLIENT_CALLS and place not in answers and item.get("status") != "incomplete":
+            _refuse(f"No tool output found for {item['type'].replace('_', ' ')} {item['call_id']}.")
     return answers
 
 
@@ -70,14 +74,13 @@ def _refuse(message: str) -> NoReturn:
 class _Builder:
     """Puts messages together; `assistant` is the one that is not complete yet."""
 
-    def __init__(self, answers: dict[str, Item]) -> None:
+    def __init__(self) -> None:
         self.messages: list[Message] = []
-        self._answers = answers
         self._assistant: dict[str, Any] = {}
         self._results: list[Message] = []
 
-    def take(self, item: Item) -> None:
-        """Take the next item of the conversation."""
+    def take(self, item: Item, answer: Item | None) -> None:
+        """Take the next item of the conversation; for a call, with what answers it."""
         match item["type"]:
             case "message":
                 self._take_message(item)
@@ -85,13 +88,13 @@ class _Builder:
                 self._take_reasoning(item)
             case "function_call":
                 function = {"name": item["name"], "arguments": item["arguments"]}
-                self._take_client_call(item["call_id"], "function", function)
+                self._take_client_call(item["call_id"], "function", function, answer)
             case "custom_tool_call":
-                self._take_client_call(item["call_id"], "custom", {"name": item["name"], "input": item["input"]})
+                custom = {"name": item["name"], "input": item["input"]}
+                self._take_client_call(item["call_id"], "custom", custom, answer)
             case "mcp_call":
                 self._take_own_call(item, _result(item))
             case "mcp_approval_request":
-                answer = self._answers.get(item["id"])
                 if answer is not None:  # one that nobody answered is over
                     said = {"approve": answer["approve"], "reason": answer.get("reason")}
                     self._take_own_call(item, dumps(said))
@@ -121,8 +124,7 @@ class _Builder:
             before = self._assistant.get("reasoning_content")
             self._assistant["reasoning_content"] = f"{before}\n\n{text}" if before else text
 
-    def _take_client_call(self, call_id: str, kind: str, body: dict[str, Any]) -> None:
-        answer = self._answers.get(call_id)
+    def _take_client_call(self, call_id: str, kind: str, body: dict[str, Any], answer: Item | None) -> None:
         if answer is None:
             return
         output = answer["output"]

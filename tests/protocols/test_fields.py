@@ -1,0 +1,89 @@
+"""The checks that every protocol shares: what they take, what they refuse, and how the error names it."""
+
+import math
+from typing import Any
+
+import pytest
+
+from agentrun_server.errors import InvalidRequestError
+from agentrun_server.protocols import fields
+from agentrun_server.protocols.fields import Check
+
+TYPE = "invalid_type"
+
+GOOD: list[tuple[Check, Any, Any]] = [
+    (fields.text(), "", ""),
+    (fields.text(2, min_length=1), "ab", "ab"),
+    (fields.choice("a", "b"), "b", "b"),
+    (fields.number(0, 2), 0, 0),
+    (fields.number(0, 2), 1.5, 1.5),
+    (fields.integer(1, 3), 3.0, 3),
+    (fields.integer(0), 2**53, 2**53),
+    (fields.boolean, False, False),
+    (fields.anything, {"x": [1]}, {"x": [1]}),
+    (fields.mapping, {}, {}),
+    (fields.array, [1], [1]),
+    (fields.metadata, {"k" * 64: "v" * 512}, {"k" * 64: "v" * 512}),
+]
+
+BAD: list[tuple[Check, Any, str, str]] = [
+    # check, value, where behind the field's name, code
+    (fields.text(), 5, "", TYPE),
+    (fields.text(2), "abc", "", "string_above_max_length"),
+    (fields.text(min_length=1), "", "", "empty_string"),
+    (fields.choice("a"), "b", "", "invalid_value"),
+    (fields.choice("a"), ["a"], "", TYPE),
+    (fields.number(0, 2), True, "", TYPE),
+    (fields.number(0, 2), "1", "", TYPE),
+    (fields.number(0, 2), 2.1, "", "number_out_of_range"),
+    (fields.number(0, 2), math.nan, "", "number_out_of_range"),
+    (fields.integer(1), 1.5, "", TYPE),
+    (fields.integer(1), True, "", TYPE),
+    (fields.integer(1), 0, "", "integer_out_of_range"),
+    (fields.integer(1), 2**53 + 1, "", "integer_out_of_range"),
+    (fields.boolean, 1, "", TYPE),
+    (fields.mapping, [], "", TYPE),
+    (fields.array, {}, "", TYPE),
+    (fields.metadata, {str(i): "v" for i in range(17)}, "", "object_above_max_properties"),
+    (fields.metadata, {"k" * 65: "v"}, "", "string_above_max_length"),
+    (fields.metadata, {"k": 5}, ".k", TYPE),
+    (fields.metadata, {"k": "v" * 513}, ".k", "string_above_max_length"),
+]
+
+
+@pytest.mark.parametrize(("check", "value", "result"), GOOD)
+def test_a_check_returns_the_value_to_use(check: Check, value: Any, result: Any) -> None:
+    used = check(value, "field")
+    assert used == result
+    assert type(used) is type(result)
+
+
+@pytest.mark.parametrize(("check", "value", "where", "code"), BAD)
+def test_a_check_refuses_with_the_name_of_the_field(check: Check, value: Any, where: str, code: str) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        check(value, "field")
+    assert (raised.value.param, raised.value.code) == (f"field{where}", code)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "code"), [(2, None, "array_below_min_length"), (0, 0, "array_above_max_length")]
+)
+def test_an_array_has_a_length(low: int, high: int | None, code: str) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        fields.array([1], "field", low, high)
+    assert raised.value.code == code
+
+
+@pytest.mark.parametrize("value", [math.inf, {"a": [1, {"b": -math.inf}]}, [[math.nan]]])
+def test_numbers_that_json_does_not_have_are_found_however_deep(value: Any) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        fields.check_finite(value)
+    assert raised.value.code == "invalid_json"
+    fields.check_finite({"a": [1.5, None, "x", {"b": True}]})
+
+
+def test_an_error_never_repeats_the_value() -> None:
+    for check, value in ((fields.text(), {"secret": 1}), (fields.choice("a"), "secret"), (fields.text(3), "secret")):
+        with pytest.raises(InvalidRequestError) as raised:
+            check(value, "field")
+        assert "secret" not in raised.value.message
