@@ -2,7 +2,9 @@
 
 * `contracts` — the protocols. Everything above knows these alone.
 * `sqlite` — the embedded default: one file, nothing to install.
-* `postgres` — for many machines; `redis_bus` — wakes readers on other machines at once.
+* `postgres` — for many machines.
+* `local_bus`, `redis_bus` — wake readers, in this process and on other machines.
+* `codec` — how records and events are written down, the same in every store.
 
 All implementations of a protocol pass one shared suite of tests.
 """

@@ -6,6 +6,9 @@ the changes (`expect`, `fence`) make a late writer fail instead of overwriting: 
 both are updates that expect the run to be still open.
 
 Times are seconds since the epoch, by the clock of the store (one for all machines where there are several).
+
+A body may hold any text that JSON can write. All other text, ids and owners above all, is Unicode without NUL and lone
+surrogates: to write anything else is a `ValueError`, and to ask for it finds nothing.
 """
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -64,7 +67,8 @@ class Record:
     body: Mapping[str, Any]
     """The object itself, as JSON."""
     parent: str = ""
-    """Id of the record it belongs to, and is deleted with: the conversation or response of an item."""
+    """Id of the record it belongs to, and is deleted with: the conversation or response of an item. A record that has
+    children or events shares its id with none of another kind."""
     status: str = ""
     """A state that is looked for (``queued``, ``in_progress``), apart from the body so that an index finds it."""
     created_at: float = 0.0
@@ -79,7 +83,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Add `record`; a record of that kind and id must not be there."""
+    """Add `record`. None of that kind and id must be there; its parent must be: late writers leave no orphans."""
 
     record: Record
 
@@ -103,7 +107,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Remove a record, the records whose parent it is, and its events, for good. It need not be there."""
+    """Remove a record, what has it as parent, and so on down, with their events, for good. It need not be there."""
 
     kind: str
     id: str
@@ -111,7 +115,10 @@ class Delete:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppendEvents:
-    """Append events to the log of a run, numbered from `first`; the log must hold exactly `first` events before."""
+    """Append events to the log of a run, numbered from `first`; the log must hold exactly `first` events before.
+
+    A record whose id is `run` must be there: the log is deleted with it.
+    """
 
     run: str
     first: int
@@ -146,9 +153,12 @@ class Store(Protocol):
     async def commit(self, changes: Sequence[Change]) -> None:
         """Make all `changes`, in order, or none; durable when it returns.
 
+        Bodies are read before the first wait. Who is cancelled meanwhile does not know whether they were written.
+
         Raises:
             ConflictError: a condition does not hold.
             StorageUnavailableError: it cannot be known whether anything was written; reading tells.
+            ValueError: text other than of a body that cannot be stored.
         """
         ...
 
@@ -174,10 +184,11 @@ class Store(Protocol):
     ) -> Page:
         """Return records by position, those behind the id `after`.
 
-        `fields` are members of the body that must be equal: ``{"model": "m", "metadata.topic": "x"}``.
+        `fields` are members of the body that must be equal: ``{"model": "m", "metadata.topic": "x"}``. What is behind
+        the first dot is one name. No index helps: bodies are read until the page is full.
 
         Raises:
-            KeyError: there is no record `after` in this list.
+            KeyError: there is no record `after` of this kind, owner and parent; its status and fields may be others.
         """
         ...
 
@@ -234,4 +245,8 @@ class Bus(Protocol):
 
     def subscribe(self, topic: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Return a context in which messages of `topic` arrive; a slow reader keeps the latest ones only."""
+        ...
+
+    async def aclose(self) -> None:
+        """End what runs for it, and let go of connections. Who listens hears nothing more."""
         ...

@@ -1,28 +1,38 @@
 """The embedded store: one SQLite file, for one machine.
 
 One thread writes and one reads, so that nobody who lists much holds up who commits. Commits that wait together are one
-transaction with one sync to the disk, each behind a savepoint of its own: a conflict undoes that commit alone.
+transaction with one sync to the disk, each behind a savepoint of its own: one that fails is undone alone.
 
-SQLite before 3.51.3 can corrupt a file when one process checkpoints while another commits. So nothing checkpoints by
-itself here; this thread does it between its commits, and on such a version it keeps other processes out meanwhile, by a
-lock on a file beside the store.
+Processes that share the file take turns by a lock on a file beside it. SQLite before 3.51.3 can corrupt a file when one
+connection moves its log into the file ("checkpoint") while another commits, so nothing does that by itself here: the
+writing thread does, and holds the lock for it as for a commit. The system drops SQLite's own locks when *any*
+descriptor of the file is closed in this process, so nothing here opens the file but SQLite.
+
+What is deleted is overwritten in the file, and the log, where older states of it stand, is emptied before the deletion
+is acknowledged; while somebody reads an older state, soon after. SQLite overwrites a row where it stands last, but not
+where it stood before its page was merged with others, about once in 400 deletions. So after deletions a sweep rewrites
+the file, once an hour at most and up to `_REWRITE_BYTES`; larger ones need ``VACUUM`` at a quiet time.
+
+Bounds: commits and reads that wait (`_MAX_WAITING`), how long (`_LONGEST_WAIT`), and the log (`_CHECKPOINT_BYTES`,
+unless somebody reads an older state for long).
 """
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import queue
 import sqlite3
-import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
 
+from agentrun_server.storage.codec import check_text, encode, fill_page, is_text, load_body, unpack
 from agentrun_server.storage.contracts import (
     AppendEvents,
     Change,
@@ -46,235 +56,289 @@ T = TypeVar("T")
 
 _COLUMNS: Final = "position, kind, id, owner, parent, status, body, created_at, expires_at, version"
 _MAX_WAITING: Final = 4096
+_LONGEST_WAIT: Final = 30.0
 _MAX_TOGETHER: Final = 256
 _CHECKPOINT_BYTES: Final = 8 * 1024 * 1024
-_BUSY_SECONDS: Final = 5.0
-_SAFE_VERSION: Final = (3, 51, 3)
-_LENGTH: Final = struct.Struct(">I")
-
-
-class _Job:
-    """Something that a thread does for a task."""
-
-    __slots__ = ("error", "future", "result", "work")
-
-    def __init__(self, work: Callable[[sqlite3.Connection], Any], future: "asyncio.Future[Any]") -> None:
-        self.work = work
-        self.future = future
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    def done(self) -> None:
-        """Tell the task, which may be gone."""
-        try:
-            self.future.get_loop().call_soon_threadsafe(self._settle)
-        except RuntimeError:
-            pass  # its event loop has been closed
-
-    def _settle(self) -> None:
-        if self.future.done():
-            return
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.result)
+_CHECKPOINT_PAUSE: Final = 1.0
+"""Seconds until the next try when somebody reads an older state."""
+_CHECKPOINT_WAIT: Final = 0.1
+"""Seconds that a checkpoint waits for readers."""
+_REWRITE_BYTES: Final = 64 * 1024 * 1024
+"""Size up to which a file is rewritten after deletions: in half a second or so, and in as much memory."""
+_REWRITE_PAUSE: Final = 3600.0
+_TURN_WAIT: Final = 5.0
+"""Seconds that a commit waits for other processes."""
+_TURN_LOOK: Final = 0.0005
+_TURN_GAP: Final = 0.001
+"""Seconds in which other processes get their turn when there is always more to write; they look more often."""
+_EXPIRED_LEASES_KEPT: Final = 3600.0
+_VALUE_ERRORS: Final = (sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 
 
 class SQLiteStore:
     """Records, events and leases in one file; `Store` and `Leases` at once.
 
+    Opening reads and may write the file; it blocks for a moment. A process that forks opens its store afterwards.
+
     Args:
-        path: the file, made with its folder when it is not there, for its owner alone.
+        path: the file, on a local disk. When it is not there it is made, with its folder, for its owner alone.
         durable: sync to the disk before a commit returns, so that not even a power cut loses it.
         clock: seconds since the epoch.
 
     Raises:
-        SchemaVersionError: the file is from a newer release.
+        SchemaVersionError: the file is from a newer release, or from another program.
         StorageUnavailableError: it cannot be opened.
     """
 
     def __init__(self, path: str | Path, *, durable: bool = True, clock: Callable[[], float] = time.time) -> None:
         self._path = Path(path)
+        self._log = Path(f"{path}-wal")
         self._durable = durable
         self._clock = clock
-        self._locked = sqlite3.sqlite_version_info < _SAFE_VERSION
-        self._writes: queue.Queue[_Job | None] = queue.Queue()
-        self._reads: queue.Queue[_Job | None] = queue.Queue()
+        self._writes: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._reads: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
+        # Of the writing thread:
+        self._erase = True  # a process that was killed may have left what it had deleted in the log
+        self._checkpoint_at = 0.0
+        self._deleted = False  # since the file was rewritten
+        self._swept = False
+        self._rewrite_at = 0.0
+        self._failing = False
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._lock_file = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            writing = self._connect()
-            with self._shared():
-                writing.execute("BEGIN IMMEDIATE")
-                try:
+            with contextlib.ExitStack() as opened:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                opened.callback(os.close, self._lock)
+                with self._turn():
+                    # Its mode is that of the files that SQLite puts beside it. An existing file is not opened.
+                    with contextlib.suppress(FileExistsError):
+                        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                    writing = self._connect()
+                    opened.callback(writing.close)
+                    writing.execute("BEGIN IMMEDIATE")
                     migrate(writing)
-                except BaseException:
-                    writing.execute("ROLLBACK")
-                    writing.close()
-                    raise
-                writing.execute("COMMIT")
-            reading = self._connect()
-            reading.execute("PRAGMA query_only = ON")
+                    writing.execute("COMMIT")
+                    (mode,) = writing.execute("PRAGMA journal_mode = WAL").fetchone()
+                    if mode != "wal":
+                        raise sqlite3.OperationalError("the file system is not fit for SQLite's write-ahead log")
+                    reading = self._connect()
+                    opened.callback(reading.close)
+                    reading.execute("PRAGMA query_only = ON")
+                opened.pop_all()
         except (OSError, sqlite3.Error) as exc:
             raise StorageUnavailableError(f"{self._path}: {exc}") from exc
         self._threads = [
-            threading.Thread(target=self._write, args=(writing,), name="sqlite-writer", daemon=True),
             threading.Thread(target=self._read, args=(reading,), name="sqlite-reader", daemon=True),
+            threading.Thread(target=self._write, args=(writing,), name="sqlite-writer", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+            self._path, timeout=_TURN_WAIT, isolation_level=None, check_same_thread=False, cached_statements=256
         )
-        for pragma in (
-            "journal_mode = WAL",
-            f"synchronous = {'FULL' if self._durable else 'NORMAL'}",
-            "wal_autocheckpoint = 0",
-            "secure_delete = ON",
-            "foreign_keys = ON",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+        try:
+            for pragma in (
+                f"synchronous = {'FULL' if self._durable else 'NORMAL'}",
+                f"fullfsync = {'ON' if self._durable else 'OFF'}",  # without it macOS syncs to the cache of the disk
+                "wal_autocheckpoint = 0",
+                "secure_delete = ON",
+                "temp_store = MEMORY",  # where savepoints keep older states
+                "mmap_size = 0",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     # --- the threads
 
     def _write(self, connection: sqlite3.Connection) -> None:
+        self._checkpoint(connection)
         closing = False
         while not closing:
-            jobs = [self._writes.get()]
-            try:
-                while len(jobs) < _MAX_TOGETHER:
-                    jobs.append(self._writes.get_nowait())
-            except queue.Empty:
-                pass
+            jobs = self._next_writes()
             closing = None in jobs
-            together = [job for job in jobs if job is not None]
+            together = [job for job in jobs if job is not None and not job.future.cancelled()]
             if together:
                 self._commit_together(connection, together)
-                for job in together:
-                    job.done()
-            if not closing:
-                self._checkpoint(connection, _CHECKPOINT_BYTES)
-        self._checkpoint(connection, 0)
+            if self._swept:
+                self._rewrite(connection)
+            if self._erase:
+                self._checkpoint(connection)
+            _tell(together)
+            if _bytes(self._log) >= _CHECKPOINT_BYTES:
+                self._checkpoint(connection)
+            if together and not self._writes.empty():
+                time.sleep(_TURN_GAP)
+        self._checkpoint_at = 0.0
+        self._checkpoint(connection)
         connection.close()
+        os.close(self._lock)
 
-    def _commit_together(self, connection: sqlite3.Connection, jobs: Sequence[_Job]) -> None:
+    def _next_writes(self) -> "list[_Job | None]":
+        """Wait for something to write; return what waits, or nothing when the log should be emptied."""
+        jobs: list[_Job | None] = []
+        with contextlib.suppress(queue.Empty):
+            jobs.append(self._writes.get(timeout=_CHECKPOINT_PAUSE if self._erase else None))
+            while len(jobs) < _MAX_TOGETHER and jobs[-1] is not None:
+                jobs.append(self._writes.get_nowait())
+        return jobs
+
+    def _commit_together(self, connection: sqlite3.Connection, jobs: "Sequence[_Job]") -> None:
         """Do `jobs` in one transaction; each that fails is undone by itself."""
         try:
-            with self._shared():
+            with self._turn():
                 connection.execute("BEGIN IMMEDIATE")
                 for job in jobs:
-                    connection.execute("SAVEPOINT job")
-                    try:
-                        job.result = job.work(connection)
-                    except ConflictError as exc:
-                        job.error = exc
-                        connection.execute("ROLLBACK TO job")
-                    connection.execute("RELEASE job")
+                    self._do(connection, job)
                 connection.execute("COMMIT")
-        except (sqlite3.Error, OSError) as exc:
-            self._undo(connection)
-            logger.error("the store cannot be written", extra={"reason": str(exc)})
+        except Exception as exc:
+            with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+                connection.execute("ROLLBACK")
             for job in jobs:
                 job.error = StorageUnavailableError("the store cannot be written now")
-        except Exception as exc:  # a fault of ours in one job: none of them was written
-            self._undo(connection)
-            logger.exception("a write to the store failed")
-            for job in jobs:
-                job.error = exc
+            if not self._failing:
+                self._failing = True
+                logger.error("the store cannot be written", extra={"path": str(self._path), "reason": str(exc)})
+            self._checkpoint(connection)  # when the disk is full: what fits into the file frees room
+        else:
+            if self._failing:
+                self._failing = False
+                logger.info("the store can be written again", extra={"path": str(self._path)})
 
     @staticmethod
-    def _undo(connection: sqlite3.Connection) -> None:
-        if connection.in_transaction:
-            try:
-                connection.execute("ROLLBACK")
-            except sqlite3.Error:
-                pass  # SQLite has rolled back by itself, as it does when the disk is full
+    def _do(connection: sqlite3.Connection, job: "_Job") -> None:
+        connection.execute("SAVEPOINT job")
+        try:
+            job.result = job.work(connection)
+        except Exception as exc:
+            if isinstance(exc, sqlite3.Error) and not isinstance(exc, _VALUE_ERRORS):
+                raise  # of the disk or the file: all that was in the transaction may be gone
+            job.error = exc
+            connection.execute("ROLLBACK TO job")
+        connection.execute("RELEASE job")
 
     def _read(self, connection: sqlite3.Connection) -> None:
         while (job := self._reads.get()) is not None:
+            if job.future.cancelled():
+                continue
             try:
                 job.result = job.work(connection)
             except sqlite3.Error as exc:
-                logger.error("the store cannot be read", extra={"reason": str(exc)})
+                logger.error("the store cannot be read", extra={"path": str(self._path), "reason": str(exc)})
                 job.error = StorageUnavailableError("the store cannot be read now")
             except Exception as exc:
                 job.error = exc
-            job.done()
+            _tell([job])
         connection.close()
 
-    @contextmanager
-    def _shared(self) -> Iterator[None]:
-        """Keep checkpoints of other processes out while this one commits, where SQLite needs it."""
-        if not self._locked:
-            yield
-            return
-        fcntl.flock(self._lock_file, fcntl.LOCK_SH)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._lock_file, fcntl.LOCK_UN)
-
-    def _checkpoint(self, connection: sqlite3.Connection, at_least: int) -> None:
-        """Move what was committed from the log into the file, when there is much of it and nobody else commits."""
-        try:
-            if os.stat(f"{self._path}-wal").st_size < at_least:
-                return
-        except OSError:
-            return
-        if self._locked:
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Keep other processes from writing meanwhile."""
+        deadline = time.monotonic() + _TURN_WAIT
+        while True:
             try:
-                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except BlockingIOError:
-                return  # somebody is committing: with the next commit, then
+                if time.monotonic() > deadline:
+                    raise TimeoutError("another process is writing all the time") from None
+                time.sleep(_TURN_LOOK)
         try:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        except sqlite3.Error as exc:
-            logger.warning("the log of the store could not be emptied", extra={"reason": str(exc)})
+            yield
         finally:
-            if self._locked:
-                fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-    async def _ask(self, where: "queue.Queue[_Job | None]", work: Callable[[sqlite3.Connection], T]) -> T:
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Move the log into the file and empty it, unless somebody reads an older state."""
+        now = time.monotonic()
+        if now < self._checkpoint_at:
+            return
+        try:
+            with self._turn():
+                connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT * 1000:.0f}")
+                try:
+                    (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                finally:
+                    connection.execute(f"PRAGMA busy_timeout = {_TURN_WAIT * 1000:.0f}")
+        except (sqlite3.Error, OSError) as exc:
+            logger.warning("the log of the store cannot be emptied now", extra={"reason": str(exc)})
+            busy = True
+        if busy:
+            self._checkpoint_at = now + _CHECKPOINT_PAUSE
+        else:
+            self._erase = False
+
+    def _rewrite(self, connection: sqlite3.Connection) -> None:
+        """Rewrite the file without what lies between the rows, when it is time."""
+        self._swept = False
+        now = time.monotonic()
+        if not self._deleted or now < self._rewrite_at or _bytes(self._path) > _REWRITE_BYTES:
+            return
+        self._rewrite_at = now + _REWRITE_PAUSE
+        try:
+            with self._turn():
+                connection.execute("VACUUM")
+        except (sqlite3.Error, OSError) as exc:
+            logger.warning("the file of the store cannot be rewritten now", extra={"reason": str(exc)})
+        else:
+            self._deleted, self._erase = False, True
+
+    async def _ask(self, jobs: "queue.SimpleQueue[_Job | None]", work: Callable[[sqlite3.Connection], T]) -> T:
+        """Have `work` done by the thread that takes from `jobs`."""
         if self._closed:
             raise StorageUnavailableError("the store is closed")
-        if where.qsize() >= _MAX_WAITING:
+        if jobs.qsize() >= _MAX_WAITING:
             raise StorageUnavailableError("too much is waiting for the store")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        where.put(_Job(work, future))
-        return await future
+        jobs.put(_Job(work, future))
+        try:
+            async with asyncio.timeout(_LONGEST_WAIT):
+                return await future
+        except TimeoutError:
+            raise StorageUnavailableError("the store does not answer") from None
 
     # --- Store
 
     async def commit(self, changes: Sequence[Change]) -> None:
         """Make all `changes`, in order, or none; durable when it returns."""
-        changes = list(changes)
+        encoded = [(change, encode(change)) for change in changes]
 
         def work(connection: sqlite3.Connection) -> None:
             now = self._clock()
-            for change in changes:
-                _CHANGES[type(change)](connection, change, now)
+            for change, value in encoded:
+                match change:
+                    case Create(record):
+                        _create(connection, record, value, now)
+                    case Update():
+                        _update(connection, change, value, now)
+                    case Delete():
+                        self._note_deletion(_delete(connection, change))
+                    case AppendEvents():
+                        _append(connection, change, value, now)
 
         await self._ask(self._writes, work)
 
-    async def get(self, kind: str, id: str, owner: str | None) -> Record | None:  # noqa: A002
+    async def get(self, kind: str, id: str, owner: str | None) -> Record | None:  # noqa: A002 - the field's name
         """Return a record, None when there is none that `owner` may see."""
         return (await self.get_many(kind, [id], owner)).get(id)
 
     async def get_many(self, kind: str, ids: Sequence[str], owner: str | None) -> Mapping[str, Record]:
         """Return those of the records that are there, by id."""
-        wanted = json.dumps(list(ids))
+        wanted = [identity for identity in ids if is_text(identity)]
+        if not wanted or not is_text(kind, owner):
+            return {}
 
         def work(connection: sqlite3.Connection) -> Mapping[str, Record]:
             rows = connection.execute(
                 f"SELECT {_COLUMNS} FROM records WHERE kind = ? AND id IN (SELECT value FROM json_each(?))"  # noqa: S608
                 " AND (? IS NULL OR owner = ?)",
-                (kind, wanted, owner, owner),
-            )
+                (kind, json.dumps(wanted), owner, owner),
+            ).fetchall()
             return {record.id: record for record in map(_record, rows)}
 
         return await self._ask(self._reads, work)
@@ -286,113 +350,123 @@ class SQLiteStore:
         *,
         parent: str | None = None,
         statuses: Collection[str] | None = None,
-        fields: Mapping[str, str] = {},  # noqa: B006 - never changed
+        fields: Mapping[str, str] = MappingProxyType({}),
         after: str | None = None,
         limit: int = 20,
         order: Literal["asc", "desc"] = "asc",
     ) -> Page:
         """Return records by position, those behind the id `after`."""
-        where, values = ["kind = ?"], [kind]
+        if not is_text(kind, owner, parent, after):
+            if after is not None:
+                raise KeyError(after)
+            return Page([], False)
+        where, values = "kind = ?", [kind]
         if owner is not None:
-            where.append("owner = ?")
+            where += " AND owner = ?"
             values.append(owner)
         if parent is not None:
-            # What the planner takes the index for; an empty parent is in none.
-            where.append("parent = ? AND parent <> ''" if parent else "parent = ?")
+            # The planner takes the index when it is told that the parent is not empty, which none of its rows is.
+            where += " AND parent = ? AND parent <> ''" if parent else " AND parent = ?"
             values.append(parent)
+        beginning = 0 if order == "asc" else 2**63 - 1
+        if after is not None:
+            beginning = await self._position(where, [*values, after])
         if statuses is not None:
-            where.append("status IN (SELECT value FROM json_each(?)) AND status <> ''")
+            where += " AND status <> ''" if all(statuses) else ""  # as above
+            where += " AND status IN (SELECT value FROM json_each(?))"
             values.append(json.dumps(sorted(statuses)))
-        for name, value in fields.items():
-            where.append("json_extract(body, ?) = ?")
-            values += [_json_path(name), value]
-        condition = " AND ".join(where)
+        behind = "position > ? ORDER BY position ASC" if order == "asc" else "position < ? ORDER BY position DESC"
+        statement = f"SELECT {_COLUMNS} FROM records WHERE {where} AND {behind} LIMIT ?"  # noqa: S608 - the words are ours
 
-        def work(connection: sqlite3.Connection) -> Page:
-            bound, position = "", []
-            if after is not None:
-                row = connection.execute(
-                    f"SELECT position FROM records WHERE {condition} AND id = ?",  # noqa: S608 - conditions are ours
-                    (*values, after),
-                ).fetchone()
-                if row is None:
-                    raise KeyError(after)
-                bound, position = f" AND position {'>' if order == 'asc' else '<'} ?", [row[0]]
-            rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM records WHERE {condition}{bound}"  # noqa: S608
-                f" ORDER BY position {'ASC' if order == 'asc' else 'DESC'} LIMIT ?",
-                (*values, *position, limit + 1),
-            ).fetchall()
-            return Page([_record(row) for row in rows[:limit]], len(rows) > limit)
+        async def read(position: int, count: int) -> Sequence[Record]:
+            def work(connection: sqlite3.Connection) -> Sequence[Record]:
+                return [_record(row) for row in connection.execute(statement, (*values, position, count)).fetchall()]
+
+            return await self._ask(self._reads, work)
+
+        return await fill_page(read, beginning, limit, fields)
+
+    async def _position(self, where: str, values: Sequence[str]) -> int:
+        statement = f"SELECT position FROM records WHERE {where} AND id = ?"  # noqa: S608 - the words are ours
+
+        def work(connection: sqlite3.Connection) -> int:
+            rows = connection.execute(statement, values).fetchall()
+            if not rows:
+                raise KeyError(values[-1])
+            position: int = rows[0][0]
+            return position
 
         return await self._ask(self._reads, work)
 
     async def events(self, run: str, after: int = -1, limit: int = 1000) -> Sequence[Event]:
         """Return the events of a run with numbers greater than `after`."""
+        if not is_text(run):
+            return []
 
         def work(connection: sqlite3.Connection) -> Sequence[Event]:
-            found: list[Event] = []
+            # From the piece in which the next event stands. A piece holds one event at least.
             rows = connection.execute(
-                "SELECT first, data FROM events WHERE run = ? AND first + count > ? ORDER BY first", (run, after + 1)
+                "SELECT first, data FROM events WHERE run = ?1 AND first >= coalesce("
+                "(SELECT max(first) FROM events WHERE run = ?1 AND first <= ?2), 0) ORDER BY first LIMIT ?3",
+                (run, after + 1, limit + 1),
             )
+            found: list[Event] = []
             for first, data in rows:
-                for number, piece in enumerate(_unpack(data), first):
-                    if number > after:
-                        found.append(Event(number, piece))
-                        if len(found) == limit:
-                            return found
-            return found
+                pieces = enumerate(unpack(data), first)
+                found += [Event(number, piece) for number, piece in pieces if number > after]
+                if len(found) >= limit:
+                    break
+            rows.close()
+            return found[:limit]
 
         return await self._ask(self._reads, work)
+
+    def _note_deletion(self, happened: bool) -> None:
+        if happened:
+            self._erase = self._deleted = True
 
     async def sweep(self, limit: int = 500) -> int:
         """Delete records that have expired, with what belongs to them; return how many."""
 
         def work(connection: sqlite3.Connection) -> int:
             now = self._clock()
-            rows = connection.execute(
+            expired = connection.execute(
                 "SELECT kind, id FROM records WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (now, limit)
             ).fetchall()
-            for kind, identity in rows:
-                _delete(connection, Delete(kind, identity), now)
-            connection.execute("DELETE FROM leases WHERE until < ?", (now - 3600,))
-            return len(rows)
+            # One may have gone with its parent.
+            swept = sum(_delete(connection, Delete(kind, identity)) for kind, identity in expired)
+            self._note_deletion(swept > 0)
+            self._swept = True
+            connection.execute("DELETE FROM leases WHERE until < ?", (now - _EXPIRED_LEASES_KEPT,))
+            return swept
 
         return await self._ask(self._writes, work)
 
     async def size(self) -> int:
         """Return the bytes that the store takes."""
-        total = 0
-        for suffix in ("", "-wal"):
-            try:
-                total += os.stat(f"{self._path}{suffix}").st_size
-            except FileNotFoundError:
-                pass
-        return total
+        return _bytes(self._path) + _bytes(self._log)
 
     async def aclose(self) -> None:
         """Write what was accepted, and let go of the file."""
-        if self._closed:
-            return
-        self._closed = True
-        self._writes.put(None)
-        self._reads.put(None)
+        if not self._closed:
+            self._closed = True
+            self._reads.put(None)
+            self._writes.put(None)
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
-        os.close(self._lock_file)
 
     # --- Leases
 
     async def acquire(self, name: str, holder: str, seconds: float) -> Lease | None:
         """Return the lease `name` for `seconds`, None while somebody else holds it."""
+        check_text(name, holder)
 
         def work(connection: sqlite3.Connection) -> Lease | None:
             now = self._clock()
-            row = connection.execute("SELECT holder, until FROM leases WHERE name = ?", (name,)).fetchone()
-            if row is not None and row[1] > now and row[0] != holder:
+            rows = connection.execute("SELECT holder FROM leases WHERE name = ? AND until > ?", (name, now)).fetchall()
+            if rows and rows[0][0] != holder:
                 return None
-            fence = connection.execute("INSERT INTO fences DEFAULT VALUES RETURNING fence").fetchone()[0]
-            connection.execute("DELETE FROM fences WHERE fence < ?", (fence,))
+            ((fence,),) = connection.execute("UPDATE fences SET last = last + 1 RETURNING last").fetchall()
             connection.execute("REPLACE INTO leases VALUES (?, ?, ?, ?)", (name, holder, fence, now + seconds))
             return Lease(name, holder, fence)
 
@@ -420,76 +494,111 @@ class SQLiteStore:
         await self._ask(self._writes, work)
 
 
+class _Job:
+    """Something that a thread does for a task, which may be gone when it is done."""
+
+    __slots__ = ("error", "future", "result", "work")
+
+    def __init__(self, work: Callable[[sqlite3.Connection], Any], future: "asyncio.Future[Any]") -> None:
+        self.work = work
+        self.future = future
+        self.result: Any = None
+        self.error: Exception | None = None
+
+    def settle(self) -> None:
+        """Give the task its result; called on its event loop."""
+        if self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+def _tell(jobs: Sequence[_Job]) -> None:
+    """Wake the tasks that wait for `jobs`, once for each event loop."""
+    loops = {job.future.get_loop() for job in jobs}
+    for loop in loops:
+        mine = [job for job in jobs if job.future.get_loop() is loop]
+        with contextlib.suppress(RuntimeError):  # it has been closed, and nobody waits
+            loop.call_soon_threadsafe(_settle, mine)
+
+
+def _settle(jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        job.settle()
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 # --- one function for each change
 
 
-def _create(connection: sqlite3.Connection, change: Create, now: float) -> None:
-    record = change.record
+def _create(connection: sqlite3.Connection, record: Record, body: str, now: float) -> None:
+    if record.parent:
+        _check_record(connection, record.parent)
     try:
         connection.execute(
             "INSERT INTO records (kind, id, owner, parent, status, body, created_at, expires_at, version)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1)",
-            (record.kind, record.id, record.owner, record.parent, record.status, _dump(record.body), now,
-             record.expires_at),
-        )  # fmt: skip
+            (record.kind, record.id, record.owner, record.parent, record.status, body, now, record.expires_at),
+        )
     except sqlite3.IntegrityError as exc:
         raise ConflictError(f"there is such a {record.kind} already") from exc
 
 
-def _update(connection: sqlite3.Connection, change: Update, now: float) -> None:
+def _update(connection: sqlite3.Connection, change: Update, body: str | None, now: float) -> None:
     _check_fence(connection, change.fence, now)
-    values: dict[str, Any] = {
-        "body": None if change.body is None else _dump(change.body),
-        "status": change.status,
-        "expires_at": change.expires_at,
-    }
-    given = {name: value for name, value in values.items() if value is not None}
-    where, expected = "", []
-    if change.expect_status is not None:
-        where += " AND status IN (SELECT value FROM json_each(?))"
-        expected.append(json.dumps(sorted(change.expect_status)))
-    if change.expect_version is not None:
-        where += " AND version = ?"
-        expected.append(str(change.expect_version))
-    assignments = "".join(f", {name} = ?" for name in given)
+    states = None if change.expect_status is None else json.dumps(sorted(change.expect_status))
+    version = change.expect_version
     changed = connection.execute(
-        f"UPDATE records SET version = version + 1{assignments} WHERE kind = ? AND id = ?{where}",  # noqa: S608
-        (*given.values(), change.kind, change.id, *expected),
+        "UPDATE records SET version = version + 1, body = coalesce(?, body), status = coalesce(?, status),"
+        " expires_at = coalesce(?, expires_at) WHERE kind = ? AND id = ?"
+        " AND (? IS NULL OR version = ?) AND (? IS NULL OR status IN (SELECT value FROM json_each(?)))",
+        (body, change.status, change.expires_at, change.kind, change.id, version, version, states, states),
     )
     if changed.rowcount != 1:
         raise ConflictError(f"the {change.kind} is not as expected")
 
 
-def _delete(connection: sqlite3.Connection, change: Delete, now: float) -> None:
-    connection.execute("DELETE FROM records WHERE kind = ? AND id = ?", (change.kind, change.id))
-    connection.execute("DELETE FROM events WHERE run = ?", (change.id,))
-    children = connection.execute(
-        "SELECT kind, id FROM records WHERE parent = ? AND parent <> ''", (change.id,)
+def _delete(connection: sqlite3.Connection, change: Delete) -> bool:
+    """Delete a record with what belongs to it; tell whether it was there."""
+    rows = connection.execute(
+        "WITH RECURSIVE doomed (id) AS (SELECT id FROM records WHERE kind = ? AND id = ? UNION"
+        " SELECT records.id FROM doomed JOIN records ON records.parent = doomed.id AND records.parent <> '')"
+        " SELECT id FROM doomed",
+        (change.kind, change.id),
     ).fetchall()
-    for kind, identity in children:
-        _delete(connection, Delete(kind, identity), now)
+    doomed = json.dumps([identity for (identity,) in rows])
+    connection.execute("DELETE FROM events WHERE run IN (SELECT value FROM json_each(?))", (doomed,))
+    connection.execute(
+        "DELETE FROM records WHERE parent <> '' AND parent IN (SELECT value FROM json_each(?))", (doomed,)
+    )
+    connection.execute("DELETE FROM records WHERE kind = ? AND id = ?", (change.kind, change.id))
+    return bool(rows)
 
 
-def _append(connection: sqlite3.Connection, change: AppendEvents, now: float) -> None:
+def _append(connection: sqlite3.Connection, change: AppendEvents, piece: bytes, now: float) -> None:
     _check_fence(connection, change.fence, now)
-    row = connection.execute(
-        "SELECT first + count FROM events WHERE run = ? ORDER BY first DESC LIMIT 1", (change.run,)
-    ).fetchone()
-    if (row[0] if row else 0) != change.first:
+    _check_record(connection, change.run)
+    ((length,),) = connection.execute(
+        "SELECT coalesce((SELECT first + count FROM events WHERE run = ? ORDER BY first DESC LIMIT 1), 0)",
+        (change.run,),
+    ).fetchall()
+    if length != change.first:
         raise ConflictError("the log of the run is not as long as expected")
     if change.data:
-        connection.execute(
-            "INSERT INTO events VALUES (?, ?, ?, ?)",
-            (change.run, change.first, len(change.data), _pack(change.data)),
-        )
+        connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (change.run, length, len(change.data), piece))
 
 
-_CHANGES: Final[Mapping[type, Callable[[sqlite3.Connection, Any, float], None]]] = {
-    Create: _create,
-    Update: _update,
-    Delete: _delete,
-    AppendEvents: _append,
-}
+def _check_record(connection: sqlite3.Connection, identity: str) -> None:
+    if not connection.execute("SELECT 1 FROM records WHERE id = ? LIMIT 1", (identity,)).fetchall():
+        raise ConflictError("what it belongs to is not there")
 
 
 def _check_fence(connection: sqlite3.Connection, lease: Lease | None, now: float) -> None:
@@ -497,37 +606,14 @@ def _check_fence(connection: sqlite3.Connection, lease: Lease | None, now: float
         return
     held = connection.execute(
         "SELECT 1 FROM leases WHERE name = ? AND fence = ? AND until > ?", (lease.name, lease.fence, now)
-    ).fetchone()
-    if held is None:
+    ).fetchall()
+    if not held:
         raise ConflictError("the lease was lost")
 
 
 def _record(row: tuple[Any, ...]) -> Record:
     position, kind, identity, owner, parent, status, body, created_at, expires_at, version = row
     return Record(
-        kind=kind, id=identity, owner=owner, parent=parent, status=status, body=json.loads(body),
+        kind=kind, id=identity, owner=owner, parent=parent, status=status, body=load_body(body),
         created_at=created_at, expires_at=expires_at, version=version, position=position,
     )  # fmt: skip
-
-
-def _dump(body: Mapping[str, Any]) -> str:
-    # ASCII: a lone surrogate, which a model may say, is no UTF-8.
-    return json.dumps(body, separators=(",", ":"))
-
-
-def _json_path(name: str) -> str:
-    """Return the path of a member, or of a member's member, for ``json_extract``."""
-    return "$" + "".join(f'."{part}"' for part in name.split(".", 1) if '"' not in part and "\\" not in part)
-
-
-def _pack(data: Sequence[bytes]) -> bytes:
-    return b"".join(_LENGTH.pack(len(piece)) + piece for piece in data)
-
-
-def _unpack(data: bytes) -> Iterator[bytes]:
-    position = 0
-    while position < len(data):
-        (length,) = _LENGTH.unpack_from(data, position)
-        position += _LENGTH.size
-        yield data[position : position + length]
-        position += length

@@ -1,8 +1,8 @@
 """The tables of the embedded store, and how an older file becomes a newer one.
 
 `MIGRATIONS` only grows: entry n takes a file from version n to n + 1. The version of a file is SQLite's own
-``user_version``. All missing steps are one transaction, so a file is old or new and never in between; a file from a newer
-release is refused, because what it holds cannot be known.
+``user_version``. All missing steps are one transaction, so a file is old or new and never in between; a file from a
+newer release is refused, because what it holds cannot be known, and so is a database of another program.
 """
 
 import sqlite3
@@ -12,6 +12,8 @@ from typing import Final
 from agentrun_server.storage.contracts import SchemaVersionError
 
 __all__ = ["MIGRATIONS", "migrate"]
+
+_APPLICATION: Final = 0x41475253  # "AGRS", as ``file`` shows it
 
 MIGRATIONS: Final[Sequence[str]] = (
     """
@@ -26,7 +28,7 @@ MIGRATIONS: Final[Sequence[str]] = (
         created_at REAL NOT NULL,
         expires_at REAL,
         version INTEGER NOT NULL,
-        UNIQUE (kind, id)
+        UNIQUE (id, kind)        -- in this order: parents and runs are looked for by id alone
     ) STRICT;
     CREATE INDEX records_by_owner ON records (kind, owner, position);
     CREATE INDEX records_by_parent ON records (parent, kind, position) WHERE parent <> '';
@@ -36,16 +38,17 @@ MIGRATIONS: Final[Sequence[str]] = (
         run TEXT NOT NULL,
         first INTEGER NOT NULL,  -- number of the first event of this piece
         count INTEGER NOT NULL,
-        data BLOB NOT NULL,      -- each event: its length in four bytes, then its bytes
+        data BLOB NOT NULL,      -- see codec.pack
         PRIMARY KEY (run, first)
-    ) STRICT, WITHOUT ROWID;
+    ) STRICT;
     CREATE TABLE leases (
         name TEXT PRIMARY KEY,
         holder TEXT NOT NULL,
         fence INTEGER NOT NULL,
         until REAL NOT NULL
     ) STRICT, WITHOUT ROWID;
-    CREATE TABLE fences (fence INTEGER PRIMARY KEY AUTOINCREMENT) STRICT;
+    CREATE TABLE fences (last INTEGER NOT NULL) STRICT;
+    INSERT INTO fences VALUES (0);
     """,
 )
 
@@ -54,9 +57,13 @@ def migrate(connection: sqlite3.Connection) -> None:
     """Bring the file to the newest version, inside the transaction that the caller has begun.
 
     Raises:
-        SchemaVersionError: the file is newer than this release.
+        SchemaVersionError: the file is newer than this release, or not ours.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application != _APPLICATION and (version or tables):
+        raise SchemaVersionError("the file is a database of another program")
     if version > len(MIGRATIONS):
         raise SchemaVersionError(
             f"the store has schema {version}, and this release knows {len(MIGRATIONS)}: it was written by a newer one"
@@ -65,5 +72,6 @@ def migrate(connection: sqlite3.Connection) -> None:
         for statement in step.split(";\n"):
             if statement.strip():
                 connection.execute(statement)
-    # A number of ours, not input; PRAGMA takes no parameters.
+    # Numbers of ours, not input; PRAGMA takes no parameters.
+    connection.execute(f"PRAGMA application_id = {_APPLICATION}")
     connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")

@@ -308,6 +308,8 @@ async def nginx(
     assert NGINX is not None
     first, second = replicas if len(replicas) == 2 else (*replicas, *replicas)
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in _LISTEN]
+    for listening in sockets:
+        listening.setblocking(False)  # nginx takes it for granted; else a worker would wait for ever in `accept`
     try:
         listen: dict[str, int] = {at: s.getsockname()[1] for at, s in zip(_LISTEN, sockets, strict=True)}
         text = placed(edited(shipped(conf), edits or {}), folder, certificate, listen, (first, second))
@@ -319,7 +321,6 @@ async def nginx(
             listening.close()
     running = Nginx(folder, certificate, listen, process)
     try:
-        # All of them: one that has just begun does not hear when it is told to stop.
         expected = 1 if "worker_processes 1;" in text else os.sysconf("SC_NPROCESSORS_ONLN")
 
         def check() -> None:

@@ -139,7 +139,7 @@ async def test_a_hostile_request_is_refused_in_json_or_passed_on_as_one(conf: Pa
     app = Echo()
     edits = {
         "limit_req zone=requests burst=100 nodelay;": "",
-        "client_header_timeout 10s;": "client_header_timeout 1s;",
+        "client_header_timeout 10s;": "client_header_timeout 3s;",  # the handshake is within it
         "client_body_timeout 15s;": "client_body_timeout 1s; lingering_timeout 1s;",
         "keepalive_timeout 75s;": "keepalive_timeout 1s;",
     }
@@ -320,7 +320,7 @@ async def test_trap_11_a_slow_body_is_closed_without_an_answer(conf: Path, in_fr
 
 @both
 async def test_trap_11_a_slow_head_is_closed_without_an_answer(conf: Path, in_front: InFront) -> None:
-    edits = {"client_header_timeout 10s;": "client_header_timeout 500ms;"}  # the handshake is within it
+    edits = {"client_header_timeout 10s;": "client_header_timeout 1s;"}  # the handshake is within it
     async with serve(Echo()) as served, in_front(served.port, conf=conf, edits=edits) as front:
         assert await front.raw(b"GET / HTTP/1.1\r\nhost: x\r\n") == b""
 
