@@ -5,7 +5,7 @@ from collections import deque
 
 from agentrun_server.errors import ServiceUnavailableError, TooManyRequestsError
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "shutting_down"]
 
 
 class Admission:
@@ -34,7 +34,7 @@ class Admission:
             ServiceUnavailableError: the server is shutting down.
         """
         if self.closed:
-            raise _shutting_down()
+            raise shutting_down()
         if self.running < self._limit and not self._queue:
             self.running += 1
             return True
@@ -79,13 +79,14 @@ class Admission:
         while self._queue:
             place = self._queue.popleft()
             if not place.done():
-                place.set_exception(_shutting_down())
+                place.set_exception(shutting_down())
 
 
 def _busy() -> TooManyRequestsError:
     return TooManyRequestsError("The server is busy. Please try again shortly.").retry_after(1.0)
 
 
-def _shutting_down() -> ServiceUnavailableError:
+def shutting_down() -> ServiceUnavailableError:
+    """Return the answer to whoever comes while the server drains."""
     message = "The server is shutting down. Please try again."
     return ServiceUnavailableError(message, code="server_shutting_down").retry_after(1.0)

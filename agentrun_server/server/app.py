@@ -27,7 +27,7 @@ from agentrun_server.observability.access_log import AccessLog
 from agentrun_server.observability.logs import get_logger, request_id
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.protocols.openai_chat.decode import warm_up
-from agentrun_server.server.admission import Admission
+from agentrun_server.server.admission import Admission, shutting_down
 from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
 from agentrun_server.server.chat import ChatHandler
@@ -141,7 +141,7 @@ class AgentRunServer:
             "/readyz": self._ready,
         }
         self._routes: dict[str, tuple[str, ASGIApp]] = {path: ("GET", app) for path, app in self.probes.items()}
-        self._routes[VERIFY_PATH] = ("GET", verify)
+        self._routes[VERIFY_PATH] = ("GET", self._verify)
         self._model_paths: tuple[str, ...] = ()
         if openai is not None and openai.config.enable:
             for prefix in openai.prefixes:
@@ -272,6 +272,12 @@ class AgentRunServer:
             await answer_error(send, error)
         else:
             await answer(send, 200, dumps(model).encode())
+
+    async def _verify(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.drain.serving:
+            await verify(scope, receive, send)
+        else:  # a gateway with several servers asks the next one, and sends the request there
+            await answer_error(send, shutting_down())
 
     async def _health(self, scope: Scope, _: Receive, send: Send) -> None:
         scope[EXCHANGE].quiet = True

@@ -1,5 +1,6 @@
 """The layer in front, from settings: who passes, what they may use, what is counted; and `GET /auth/verify`."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from agentrun_middleware.state import set_state
 from agentrun_server import AgentRequest, AgentRunServer, ConfigurationError, ServerConfig, Usage
 from agentrun_server.core.request import AgentRequest as Request
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
+from tests.support.clock import eventually
 from tests.support.raw_client import Response
 from tests.support.serve import serve
 
@@ -274,6 +276,25 @@ async def test_verify_never_says_yes_where_nobody_checks() -> None:
         for headers in ((), bearer(), (("x-auth-subject", "root"),)):
             answer = await served.ask("GET", "/auth/verify", headers=headers)
             assert (answer.status, answer.error()["code"]) == (401, "missing_api_key")
+
+
+async def test_verify_sends_a_gateway_to_the_next_server_while_this_one_drains() -> None:
+    release = asyncio.Event()
+
+    async def waiting(_: AgentRequest) -> str:
+        await release.wait()
+        return "ok"
+
+    server = guarded(waiting)
+    async with serve(server) as served, served.client() as client:
+        await client.chat(stream=False, headers=bearer())
+        await eventually(lambda: len(server._sweeper.active) == 1)
+        server.drain.begin(lambda: None)
+        answer = await served.ask("GET", "/auth/verify", headers=bearer())
+        assert (answer.status, answer.error()["code"]) == (503, "server_shutting_down")
+        assert answer.header("retry-after") == "1"
+        release.set()
+        assert (await client.response()).status == 200
 
 
 @dataclass

@@ -144,7 +144,7 @@ async def test_a_hostile_request_is_refused_in_json_or_passed_on_as_one(conf: Pa
         "keepalive_timeout 75s;": "keepalive_timeout 1s;",
     }
     host = b"Host: localhost:9000\r\n"
-    some = asyncio.Semaphore(20)
+    some = asyncio.Semaphore(50)
 
     async def play(case: Case) -> int:
         more = AUTH if case.name.startswith("pipeline") else AUTH + b"connection: close\r\n"

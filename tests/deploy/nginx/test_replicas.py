@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from agentrun_server import AgentRequest, AgentRunServer
-from agentrun_server.server.asgi import Receive, Scope, Send
 from agentrun_server.server.serve import build_config
 from tests.deploy.nginx.behind import GOOD, Echo, Speaker, bearer, both, guarded, scripted
 from tests.support.clock import eventually, within
@@ -63,16 +62,8 @@ async def test_one_replica_is_dead_and_nobody_notices(conf: Path, in_front: InFr
 async def test_a_replica_that_drains_gets_nothing_new_and_nobody_notices(in_front: InFront) -> None:
     speaker, other = Speaker(), Replica()
     draining = guarded(speaker)
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope.get("path") == "/auth/verify" and not draining.drain.serving:
-            await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
-            await send({"type": "http.response.body", "body": b""})
-        else:
-            await draining(scope, receive, send)
-
     async with (
-        serve(app) as one,
+        serve(draining) as one,
         serve(other.server) as two,
         in_front(one.port, two.port, edits=ONE_WORKER) as front,
         front.client() as client,
