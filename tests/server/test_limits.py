@@ -225,4 +225,4 @@ async def test_a_worker_that_is_killed_is_replaced() -> None:
             await running.logged(r"(?s)(startup complete.*){3}")
             await is_answered(running)
         running.signal(signal.SIGTERM)
-        assert await running.exit_code() == 0
+        assert await running.exit_code() == 143

@@ -46,7 +46,7 @@ ISSUER = "https://issuer.test"
 def token(*scopes: str, **claims: Any) -> str:
     """Return a token that `guarded` accepts."""
     now = int(time.time())
-    payload = {"iss": ISSUER, "aud": "agents", "sub": "alice", "iat": now, "exp": now + 60, "scope": " ".join(scopes)}
+    payload = {"iss": ISSUER, "aud": "agents", "sub": "alice", "iat": now, "exp": now + 3600, "scope": " ".join(scopes)}
     return jwt.encode({**payload, **claims}, KEY, algorithm="HS256")
 
 
