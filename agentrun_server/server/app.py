@@ -212,8 +212,9 @@ class AgentRunServer:
         finally:
             exchange.close()
             if self._access_log is not None and not exchange.quiet:
-                if "principal" in scope["state"]:
-                    exchange.note_caller(scope)
+                principal = scope["state"].get("principal")
+                if principal is not None:
+                    exchange.note_caller(principal)
                 self._access_log.write(
                     scope, exchange.status or 499, exchange.elapsed(), exchange.request_id, exchange.facts
                 )

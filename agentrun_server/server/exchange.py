@@ -83,9 +83,9 @@ class Exchange:
         """Return what drops the connection at once, if the server is uvicorn, whose ``send`` is bound to it."""
         return getattr(getattr(getattr(self._send, "__self__", None), "transport", None), "abort", None)
 
-    def note_caller(self, scope: Scope) -> None:
-        """Add to the log line who called, if a middleware in front knows."""
-        subject = getattr(principal_of(scope), "subject", None)
+    def note_caller(self, principal: Any) -> None:
+        """Add to the log line who called, as a middleware in front has said in a form of its own."""
+        subject = getattr(principal, "subject", None)
         if isinstance(subject, str):
             self.note({"subject": subject})
 

@@ -18,6 +18,7 @@ from agentrun_middleware.asgi import ASGIApp, Headers, Receive, Scope, Send
 from agentrun_middleware.credentials import (
     MAX_CREDENTIAL_BYTES,
     MalformedCredentialsError,
+    check_printable,
     take_credential,
     take_identity_headers,
 )
@@ -168,7 +169,7 @@ class AuthenticationMiddleware:
         credential: str | None = None
         try:
             credential = take_credential(scope)
-            # Almost every request: a credential that is known. It is worth no coroutine of its own.
+            # Almost every request: a credential that is known. It is worth no coroutine and no further look at it.
             principal = self._recalled(credential) or await self._verify(credential)
             if not self._required <= principal.scopes:
                 raise _RefusedError(self._insufficient, "a required scope is missing")
@@ -189,7 +190,7 @@ class AuthenticationMiddleware:
 
     def _recalled(self, credential: str | None) -> Principal | None:
         """Return who shows `credential`, when one of the verifiers remembers."""
-        if credential is None:
+        if credential is None or len(credential) > MAX_CREDENTIAL_BYTES:
             return None
         try:
             for recall in self._recall:
@@ -204,10 +205,12 @@ class AuthenticationMiddleware:
         """Return who shows `credential`.
 
         Raises:
+            MalformedCredentialsError: it has characters that no credential has.
             _RefusedError: nobody who may pass.
         """
         if credential is None:
             raise _RefusedError(self._missing, "no credential")
+        check_printable(credential)
         if len(credential) > MAX_CREDENTIAL_BYTES:
             raise _RefusedError(self._invalid, "longer than 8 KiB")
         try:

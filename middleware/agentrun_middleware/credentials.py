@@ -14,6 +14,7 @@ __all__ = [
     "IDENTITY_HEADERS",
     "MAX_CREDENTIAL_BYTES",
     "MalformedCredentialsError",
+    "check_printable",
     "take_credential",
     "take_identity_headers",
 ]
@@ -41,14 +42,20 @@ class MalformedCredentialsError(Exception):
     """The request is answered 400 ``invalid_request`` (RFC 6750, section 3.1); the text is for the log."""
 
 
+def check_printable(credential: str) -> None:
+    """Raise `MalformedCredentialsError` unless `credential` is printable ASCII, or too long to be looked at."""
+    if len(credential) <= MAX_CREDENTIAL_BYTES and credential.encode("latin-1").translate(None, _VISIBLE):
+        raise MalformedCredentialsError("the credential is not one word of printable ASCII")
+
+
 def take_credential(scope: Scope) -> str | None:
     """Return the credential of the request, None when there is none; take identity headers out of `scope`.
 
-    A scheme other than ``Bearer`` is no credential (RFC 6750, section 3.1). The text may be anything printable:
-    whoever verifies it decides what it must look like.
+    A scheme other than ``Bearer`` is no credential (RFC 6750, section 3.1). It may have any characters: who does not
+    know it from before calls `check_printable`, and decides what else it must look like.
 
     Raises:
-        MalformedCredentialsError: there is more than one, it is in the query, or it is not printable ASCII.
+        MalformedCredentialsError: there is more than one, or it is in the query.
     """
     bearer: bytes | None = None
     key: bytes | None = None
@@ -78,8 +85,6 @@ def take_credential(scope: Scope) -> str | None:
     found = bearer or key
     if not found:
         return None
-    if len(found) <= MAX_CREDENTIAL_BYTES and found.translate(None, _VISIBLE):
-        raise MalformedCredentialsError("the credential is not one word of printable ASCII")
     return found.decode("latin-1")
 
 

@@ -7,6 +7,7 @@ from agentrun_middleware.credentials import (
     IDENTITY_HEADERS,
     MAX_CREDENTIAL_BYTES,
     MalformedCredentialsError,
+    check_printable,
     take_credential,
     take_identity_headers,
 )
@@ -22,7 +23,15 @@ TOO_MANY = "more than one Authorization header"
 
 
 def taken(*headers: tuple[str, str], query: bytes = b"") -> str | None:
-    return take_credential(http_scope(headers=headers, query=query))
+    return checked(http_scope(headers=headers, query=query))
+
+
+def checked(scope: Scope) -> str | None:
+    """Take the credential, and look at it as those do who do not know it."""
+    credential = take_credential(scope)
+    if credential is not None:
+        check_printable(credential)
+    return credential
 
 
 class TestWhereItStands:
@@ -124,10 +133,10 @@ class TestWhereItStands:
         scope["headers"] = [(b"authorization", b"Bearer " + text)]
         word = text.strip(b" \t")
         if all(b"!"[0] <= letter <= b"~"[0] for letter in word):
-            assert take_credential(scope) == (word.decode() or None)
+            assert checked(scope) == (word.decode() or None)
         else:
             with pytest.raises(MalformedCredentialsError, match=r"^the credential is not one word of printable ASCII$"):
-                take_credential(scope)
+                checked(scope)
 
     @pytest.mark.parametrize("size", [MAX_CREDENTIAL_BYTES, MAX_CREDENTIAL_BYTES + 1, 1_000_000])
     def test_a_long_one_is_left_to_whoever_asked(self, size: int) -> None:
@@ -178,7 +187,7 @@ class TestQuery:
     def test_a_scope_without_a_query_passes(self) -> None:
         scope = http_scope(headers=[BEARER])
         del scope["query_string"]
-        assert take_credential(scope) == "canary"
+        assert checked(scope) == "canary"
 
 
 class TestIdentityHeaders:
@@ -188,7 +197,7 @@ class TestIdentityHeaders:
     def test_they_are_taken_away_with_or_without_a_credential(self, headers: list[tuple[str, str]]) -> None:
         clean = http_scope(headers=headers)
         forged = http_scope(headers=[*self.FORGED, *headers, ("X-Auth-Subject", "root")])
-        assert take_credential(forged) == take_credential(clean)
+        assert checked(forged) == checked(clean)
         assert forged["headers"] == clean["headers"]
 
     def test_other_headers_keep_their_order_and_the_servers_list_is_not_changed(self) -> None:
@@ -202,6 +211,6 @@ class TestIdentityHeaders:
     def test_where_there_are_none_nothing_is_copied(self) -> None:
         scope: Scope = http_scope(headers=[BEARER])
         given = scope["headers"]
-        assert take_credential(scope) == "canary"
+        assert checked(scope) == "canary"
         assert take_identity_headers(scope) == []
         assert scope["headers"] is given
