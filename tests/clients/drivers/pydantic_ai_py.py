@@ -75,7 +75,7 @@ def thinking_of(response: ModelResponse) -> str:
 def conversation(result: Any, weather: Weather) -> dict[str, Any]:
     turns = responses(result)
     return {
-        "executed": weather.executed,
+        "executed": sorted(weather.executed, key=str),  # it runs the tools of a turn at the same time
         "texts": [text for text in map(text_of, turns) if text],
         "finish": [turn.finish_reason for turn in turns],
     }
