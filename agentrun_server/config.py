@@ -58,6 +58,10 @@ def _optional_float(text: str) -> float | None:
     return None if text.strip().lower() in _NONE else _float(text)
 
 
+def _optional_int(text: str) -> int | None:
+    return None if text.strip().lower() in _NONE else _int(text)
+
+
 def _list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -246,6 +250,45 @@ class ServerConfig:
     rate_limit_redis_url: str | None = _setting("rate_limit_redis_url", _optional_text, None, secret=True)
     """Redis that holds the limits of all workers and replicas together; without it, each has its own."""
 
+    # --- the Responses API
+    server_tool_items: Literal["mcp_call", "hidden"] = _setting(
+        "server_tool_items", _choice("mcp_call", "hidden"), "mcp_call"
+    )
+    """Whether responses show calls of the agent's own tools, with arguments and outputs."""
+    approval_items: bool = _setting("approval_items", _bool, False)
+    """Ask for confirmation by ``mcp_approval_request`` items, on which some clients fail."""
+    server_label: str = _setting("server_label", str, "agent")
+    """Who runs the agent's own tools, in items."""
+
+    # --- what is kept
+    store_url: str | None = _setting("store_url", _optional_text, "sqlite", secret=True)
+    """``sqlite`` (the file ``agentrun.db`` in ``$AGENTRUN_HOME``, else in ``~/.agentrun``), ``sqlite:///path``,
+    ``postgresql://…``; None: nothing is kept."""
+    store_durable: bool = _setting("store_durable", _bool, True)
+    """SQLite: sync to the disk before anything is acknowledged, so that not even a power cut loses it."""
+    store_ttl: float | None = _setting("store_ttl", _optional_float, 30 * 24 * 3600.0)
+    """Delete responses and completions this long after they were last used; conversations and sessions stay."""
+    store_max_bytes: int | None = _setting("store_max_bytes", _optional_int, None)
+    """Delete the oldest responses and completions when the store is larger."""
+    bus_redis_url: str | None = _setting("bus_redis_url", _optional_text, None, secret=True)
+    """Redis by which replicas wake each other; without it they look into the store every second."""
+    worker_lease: float = _setting("worker_lease", _float, 30.0)
+    """A worker that has not been heard of for this long is dead, and others end its runs or run them again."""
+    idempotent_models: Sequence[str] = _setting("idempotent_models", _list, ())
+    """Models whose background runs are run again when their worker dies, up to three times; ``*`` for all."""
+    max_background_runs: int = _setting("max_background_runs", _int, 1024)
+    """Background runs of one process, running and queued."""
+    conversation_busy: Literal["wait", "refuse"] = _setting("conversation_busy", _choice("wait", "refuse"), "wait")
+    """What happens to a turn of a conversation while another one runs: it waits, or is answered 409."""
+    conversation_wait: float = _setting("conversation_wait", _float, 60.0)
+    """How long a turn waits for the one before it."""
+    idempotency_ttl: float = _setting("idempotency_ttl", _float, 24 * 3600.0)
+    """How long an ``Idempotency-Key`` is remembered with its answer."""
+    memory_collection_name: str | None = _setting("memory_collection_name", _optional_text, None)
+    """Turn sessions on (``request.session``); their memory is kept under this name."""
+    trust_session_headers: bool = _setting("trust_session_headers", _bool, False)
+    """Believe Open WebUI's headers for chat and user; only behind a gateway or with a key of Open WebUI alone."""
+
     # --- observability
     access_log: bool = _setting("access_log", _bool, True)
     log_format: Literal["auto", "json", "text"] = _setting("log_format", _choice("auto", "json", "text"), "auto")
@@ -258,11 +301,12 @@ class ServerConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot work, so that a typing slip shows at start and not under load."""
         for name in ("max_concurrent_runs", "max_sync_threads", "max_body_bytes", "max_header_bytes",
-                     "max_header_count", "max_messages", "max_choices", "max_output_bytes"):  # fmt: skip
+                     "max_header_count", "max_messages", "max_choices", "max_output_bytes",
+                     "max_background_runs"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1")
         for name in ("heartbeat_interval", "first_event_timeout", "run_timeout", "write_timeout",
-                     "body_timeout", "header_timeout"):  # fmt: skip
+                     "body_timeout", "header_timeout", "store_ttl", "worker_lease", "idempotency_ttl"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigurationError(f"{name} must be more than 0 seconds (or None, where a limit can be off)")
@@ -270,7 +314,14 @@ class ServerConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigurationError(f"{name} must be more than 0, or None for no limit")
-        for name in ("max_queued_runs", "queue_timeout", "cancel_grace", "drain_timeout", "response_hold"):
+        for name in (
+            "max_queued_runs",
+            "queue_timeout",
+            "cancel_grace",
+            "drain_timeout",
+            "response_hold",
+            "conversation_wait",
+        ):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ConfigurationError(f"{name} must be a finite number, not negative")

@@ -1,6 +1,7 @@
 """What every test can use. Fixtures of one part of the tests stand beside them."""
 
 import asyncio
+import itertools
 import os
 from collections.abc import Callable, Mapping
 
@@ -17,12 +18,16 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> L
     return {"asyncio": asyncio.new_event_loop}
 
 
+_homes = itertools.count()
+
+
 @pytest.fixture(autouse=True)
-def settings_are_those_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what the machine's environment would tell a `ServerConfig`."""
+def settings_are_those_of_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Take away what the machine's environment would tell a `ServerConfig`, and give each test a store of its own."""
     for name in list(os.environ):
         if name.startswith("AGENTRUN_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("AGENTRUN_HOME", str(tmp_path_factory.getbasetemp() / f"home{next(_homes)}"))
 
 
 @pytest.fixture(params=["plain", "guarded"])

@@ -282,6 +282,7 @@ _ADMISSION = "How many at once"
 _REQUEST = "Limits of a request"
 _BROWSER = "Browsers"
 _CALLERS = "Who may call, and how much"
+_STORE = "What is kept"
 
 # Section, help and unit of each field. A field without an entry still becomes a flag; a test asks for its
 # words.
@@ -341,6 +342,22 @@ _DESCRIPTIONS: Mapping[str, tuple[str, str, str]] = {
     "rate_limit_requests": (_CALLERS, "Requests a minute for each caller.", "N"),
     "rate_limit_tokens": (_CALLERS, "Tokens a minute for each caller.", "N"),
     "rate_limit_redis_url": (_CALLERS, "Redis that holds the limits of all processes together.", ""),
+    "server_tool_items": (_MODELS, "Whether responses show calls of the agent's own tools.", ""),
+    "approval_items": (_MODELS, "Ask for confirmation by mcp_approval_request items.", ""),
+    "server_label": (_MODELS, "Who runs the agent's own tools, in items of responses.", "NAME"),
+    "store_url": (_STORE, "Where responses and conversations are kept: sqlite, sqlite:///PATH, postgresql://….", ""),
+    "store_durable": (_STORE, "SQLite: sync to the disk before anything is acknowledged.", ""),
+    "store_ttl": (_STORE, "Delete responses so long after they were last used; 'none' never.", "SECONDS"),
+    "store_max_bytes": (_STORE, "Delete the oldest responses when the store is larger; 'none' never.", "BYTES"),
+    "bus_redis_url": (_STORE, "Redis by which replicas wake each other.", ""),
+    "worker_lease": (_STORE, "Take a worker for dead that has not been heard of for so long.", "SECONDS"),
+    "idempotent_models": (_STORE, "Models that are run again when their worker dies, joined by commas.", "MODELS"),
+    "max_background_runs": (_STORE, "Background runs of one process, running and queued.", "N"),
+    "conversation_busy": (_STORE, "What a turn does while another one of its conversation runs.", ""),
+    "conversation_wait": (_STORE, "Time a turn waits for the one before it.", "SECONDS"),
+    "idempotency_ttl": (_STORE, "Time an Idempotency-Key is remembered with its answer.", "SECONDS"),
+    "memory_collection_name": (_STORE, "Turn sessions on, and keep their memory under this name.", "NAME"),
+    "trust_session_headers": (_STORE, "Believe Open WebUI's headers for chat and user.", ""),
     "access_log": (_LOGS, "Write a log line for each request.", ""),
     "log_format": (_LOGS, "Form of the log; auto: text on a terminal, JSON elsewhere.", ""),
     "trust_request_id": (_LOGS, "Take over X-Request-ID from the client; only behind a gateway.", ""),
