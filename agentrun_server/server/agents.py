@@ -11,6 +11,7 @@ from typing import Any
 
 from agentrun_server.errors import ConfigurationError, NotFoundError, PermissionDeniedError
 from agentrun_server.invoker.agent import Agent, AgentCallable
+from agentrun_server.server.exchange import scopes_of
 
 __all__ = ["DEFAULT_MODEL", "Agents"]
 
@@ -56,7 +57,7 @@ class Agents:
             NotFoundError: there is none (``model_not_found``).
         """
         agent = self._agents.get(model, self._default)
-        if self._scopes_required or (principal is not None and getattr(principal, "scopes", None)):
+        if self._scopes_required or scopes_of(principal):
             # One agent answers to any name, but the scopes speak of its own.
             own = self.first_model if agent is not None and agent is self._default else model
             self._check_access(own, model, principal)
@@ -78,9 +79,7 @@ class Agents:
 
     def _allowed(self, principal: Any) -> set[str] | None:
         """Return the models that `principal` may use, None for all of them."""
-        scopes = getattr(principal, "scopes", None) or ()
-        if isinstance(scopes, str):  # as a token writes them; the principal is whatever a middleware makes of it
-            scopes = scopes.split()
+        scopes = scopes_of(principal)
         named = {scope[len(_SCOPE_PREFIX) :] for scope in scopes if scope.startswith(_SCOPE_PREFIX)}
         if "*" in named or not (named or self._scopes_required):
             return None

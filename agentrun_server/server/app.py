@@ -27,6 +27,7 @@ from agentrun_server.observability.access_log import AccessLog
 from agentrun_server.observability.logs import get_logger, request_id
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.protocols.openai_chat.decode import warm_up
+from agentrun_server.runs.sweeper import Sweeper
 from agentrun_server.server.admission import Admission, shutting_down
 from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
@@ -42,7 +43,7 @@ from agentrun_server.server.exchange import (
 )
 from agentrun_server.server.front import VERIFY_PATH, authentication, rate_limit, verify
 from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler, caller
-from agentrun_server.server.sweeper import Sweeper
+from agentrun_server.server.services import Services
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -132,7 +133,8 @@ class AgentRunServer:
             strict=config.strict_models,
             scopes_required=config.auth_model_scopes == "required",
         )
-        chat = ChatHandler(agents, config, self._admission, threads, self._sweeper, self._new_id)
+        services = Services(config, agents, self._admission, threads, self._sweeper, self._new_id)
+        chat = ChatHandler(services)
         self._agents = agents
         self.agent_invoker = AgentInvoker(agents, threads, chat, self._admission)
         self.probes: Mapping[str, ASGIApp] = {

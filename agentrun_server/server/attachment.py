@@ -4,28 +4,19 @@ The agent runs in the request's own task. A second task, `_watch`, waits for the
 the agent first has to wait, so that an agent that answers at once costs nothing more. `Sweeper` looks at every
 attachment now and then (`check`): heartbeats, time limits, slow readers need no timers of their own.
 
-A run is stopped by cancelling its task once, so that the agent's ``finally`` blocks can wait for what they must. If it
-has not come to its end after `cancel_grace`, it is given up: its place is freed, the client has its answer already.
+How a run is stopped, and when it is given up, is in `agentrun_server.runs.execution`.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from agentrun_server.config import MIN_BODY_RATE, ServerConfig
-from agentrun_server.core.request import AgentRequest
-from agentrun_server.core.usage import Usage
-from agentrun_server.errors import (
-    AgentTimeoutError,
-    APIError,
-    PayloadTooLargeError,
-    RequestTimeoutError,
-    ServiceUnavailableError,
-)
+from agentrun_server.errors import APIError, PayloadTooLargeError, RequestTimeoutError
 from agentrun_server.observability.logs import get_logger
 from agentrun_server.protocols.json_text import dumps
-from agentrun_server.runs.run import Run, StopReason
+from agentrun_server.runs.execution import Execution, last_words
+from agentrun_server.runs.run import StopReason
 from agentrun_server.server.asgi import Message, Receive, Scope, Send
 from agentrun_server.server.exchange import BODY_FOLLOWS, EXCHANGE, Exchange, answer
 
@@ -45,70 +36,37 @@ _SLICE = 64 * 1024
 _LAST_WORDS_TIMEOUT = 1.0
 
 
-def _first_event_timeout() -> APIError:
-    return AgentTimeoutError("The agent did not begin to answer in time.").no_retry()
-
-
-def _run_timeout() -> APIError:
-    return AgentTimeoutError("The agent did not finish its answer in time.").no_retry()
-
-
-def _shutdown() -> APIError:
-    return ServiceUnavailableError("The server is shutting down.", code="server_shutting_down").no_retry()
-
-
-_LAST_WORDS: Mapping[StopReason, Callable[[], APIError]] = {
-    StopReason.FIRST_EVENT_TIMEOUT: _first_event_timeout,
-    StopReason.RUN_TIMEOUT: _run_timeout,
-    StopReason.SHUTDOWN: _shutdown,
-}
-"""What the caller is told when a run is stopped and the caller is still there."""
-
-
 class ClientLeftError(Exception):
     """The client closed its connection before its request was complete."""
 
 
-class Attachment:
+class Attachment(Execution):
     """Binds one request, its run and its connection together. `encode_error` writes an error into a started stream."""
 
     __slots__ = (
-        "__weakref__", "_beat", "_config", "_receive", "_release", "_send", "_watcher", "abandoned", "blocked_since",
-        "body_received", "body_started", "disconnected", "encode_error", "exchange", "finished", "first_event",
-        "is_watched", "last_write", "meter", "request", "run", "run_started", "started", "stopped_at", "task", "used",
+        "_beat", "_receive", "_send", "_watcher", "blocked_since", "body_received", "body_started", "disconnected",
+        "encode_error", "exchange", "finished", "is_watched", "started",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig) -> None:
         self.exchange: Exchange = scope[EXCHANGE]
+        super().__init__(config, self.exchange.request_id)
         self._send = send
         self._receive = receive
-        self._config = config
-        self.run = Run()
-        self.request: AgentRequest | None = None
-        self.task: asyncio.Task[Any] | None = None
         self.encode_error: Callable[[APIError], str] | None = None
-        self.meter: dict[str, Any] | None = None
-        """Where a rate limit in front wants to read what the run cost; see `agentrun_middleware.state`."""
-        self.used: Callable[[], Usage] | None = None
-        self._release: Callable[[], None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.is_watched = False
         self._beat: asyncio.Task[None] | None = None
         self.body_started = 0.0
         """When reading the body began; 0 while it is not read."""
         self.body_received = 0
-        self.run_started = 0.0
-        self.first_event = 0.0
-        self.last_write = 0.0
         self.blocked_since = 0.0
         """Since when a write has been waiting for the client to read; 0 while none is."""
-        self.stopped_at = 0.0
         self.started = False
         """The head of the answer has been sent: its status cannot change any more."""
         self.finished = False
         """The last byte has been sent, or nothing more will be."""
         self.disconnected = False
-        self.abandoned = False
 
     # --- the request
 
@@ -249,36 +207,19 @@ class Attachment:
 
     # --- the end
 
-    def enter(self, release: Callable[[], None]) -> None:
-        """Begin the run; `release` gives its place back, and is called once."""
-        self._release = release
+    def _is_over(self, reason: StopReason) -> bool:
+        return self.finished and reason is not StopReason.DISCONNECTED
 
-    def release(self) -> None:
-        """Give the run's place back."""
-        release, self._release = self._release, None
-        if release is not None:
-            release()
-
-    def stop(self, reason: StopReason) -> None:
-        """Stop the run. The first reason counts; a caller who is still there is told at once."""
-        if self.run.stop_reason is not None or (self.finished and reason is not StopReason.DISCONNECTED):
-            return
-        self.run.stop_reason = reason
-        self.stopped_at = time.monotonic()
-        if self.request is not None:
-            self.request._cancel()
-        words = _LAST_WORDS.get(reason)
+    def _stopped(self, reason: StopReason) -> None:
+        words = last_words(reason)
         if words is not None and self._beat is None:
-            self._beat = asyncio.get_running_loop().create_task(self.fail(words()))
-        if self.task is not None and self.task is not asyncio.current_task():
-            self.task.cancel()
+            self._beat = asyncio.get_running_loop().create_task(self.fail(words))
 
     def check(self, now: float) -> None:
         """Look after the run: called by the sweeper every so often with the time."""
         config = self._config
         if self.stopped_at:
-            if now - self.stopped_at > config.cancel_grace and not self.abandoned:
-                self._abandon()
+            super().check(now)
         elif self.body_started:
             if now - self.body_started > config.body_timeout + self.body_received / MIN_BODY_RATE:
                 self._refuse_body()
@@ -286,22 +227,17 @@ class Attachment:
             self.blocked_since and config.write_timeout is not None and now - self.blocked_since > config.write_timeout
         ):
             self._drop_slow_reader(config)
-        elif self.run_started and not self.finished:
-            self._check_run(now, config)
+        elif self.run_started and not self.finished and self._check_limits(now):
+            self._check_silence(now, config)
 
-    def _check_run(self, now: float, config: ServerConfig) -> None:
-        age = now - self.run_started
-        if config.run_timeout is not None and age > config.run_timeout:
-            self.stop(StopReason.RUN_TIMEOUT)
-        elif config.first_event_timeout is not None and not self.first_event and age > config.first_event_timeout:
-            self.stop(StopReason.FIRST_EVENT_TIMEOUT)
-        elif self.encode_error is None or self.disconnected or self.blocked_since:
+    def _check_silence(self, now: float, config: ServerConfig) -> None:
+        if self.encode_error is None or self.disconnected or self.blocked_since:
             return  # not a stream, or nobody listens
-        elif self.started:
+        if self.started:
             interval = config.heartbeat_interval
             if interval is not None and now - self.last_write >= interval:
                 self._send_heartbeat(now)
-        elif age > config.response_hold:
+        elif now - self.run_started > config.response_hold:
             self._send_heartbeat(now)
 
     def _send_heartbeat(self, now: float) -> None:
@@ -335,19 +271,10 @@ class Attachment:
         if self.task is not None:
             self.task.cancel()
 
-    def _abandon(self) -> None:
-        """Give up waiting for a run that was cancelled and goes on."""
-        self.abandoned = True
-        logger.error(
-            "agent does not end after it was cancelled",
-            extra={"request_id": self.exchange.request_id, "reason": self.run.stop_reason},
-        )
-        self.release()
+    def _abandoned(self) -> None:
         if not self.finished:
             self.finished = True
             self._abort_connection()
-        if self.task is not None:
-            self.task.cancel()
 
     def _abort_connection(self) -> bool:
         """Drop the connection at once; closing it in good order would wait for the client to read.

@@ -23,8 +23,8 @@ from typing import Any
 
 from agentrun_server.observability.logs import get_logger
 from agentrun_server.runs.run import StopReason
+from agentrun_server.runs.sweeper import Sweeper
 from agentrun_server.server.admission import Admission
-from agentrun_server.server.sweeper import Sweeper
 
 __all__ = ["TRANSITIONS", "Drain", "DrainState"]
 
@@ -124,8 +124,8 @@ class Drain:
     def _end_runs(self) -> None:
         self._move(DrainState.ENDING)
         logger.warning("drain timeout: ending open runs", extra={"open": len(self._sweeper.active)})
-        for attachment in tuple(self._sweeper.active):
-            attachment.stop(StopReason.SHUTDOWN)
+        for execution in tuple(self._sweeper.active):
+            execution.stop(StopReason.SHUTDOWN)
         self._timer = asyncio.get_running_loop().call_later(self._grace, self._emptied)
 
     def _emptied(self) -> None:

@@ -3,14 +3,14 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from typing import Any
 
 from agentrun_server.errors import APIError
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.server.asgi import Message, Scope, Send
 
-__all__ = ["EXCHANGE", "Exchange", "answer", "answer_error", "client_request_id", "principal_of"]
+__all__ = ["EXCHANGE", "Exchange", "answer", "answer_error", "client_request_id", "principal_of", "scopes_of"]
 
 BODY_FOLLOWS = "agentrun_server.body_follows"
 """Key of a ``http.response.start`` message: the body is sent in the same turn of the event loop, so that our HTTP
@@ -101,6 +101,12 @@ def principal_of(scope: Scope) -> Any:
     """Return who is calling, as a middleware in front has said in ``scope["state"]["principal"]``, else None."""
     state = scope.get("state")
     return state.get("principal") if state else None
+
+
+def scopes_of(principal: Any) -> Collection[str]:
+    """Return the scopes of `principal`, which is whatever a middleware in front has made of it, None included."""
+    scopes: str | Collection[str] = getattr(principal, "scopes", None) or ()
+    return scopes.split() if isinstance(scopes, str) else scopes  # one text, as a token writes them
 
 
 def client_request_id(scope: Scope) -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from agentrun_server.config import ENV_PREFIX, ServerConfig
 from agentrun_server.errors import AuthenticationError, ConfigurationError
 from agentrun_server.server.asgi import Receive, Scope, Send
-from agentrun_server.server.exchange import EXCHANGE, answer_error, principal_of
+from agentrun_server.server.exchange import EXCHANGE, answer_error, principal_of, scopes_of
 
 if TYPE_CHECKING:
     from agentrun_middleware.authentication import Verifier
@@ -160,7 +160,7 @@ async def verify(scope: Scope, _: Receive, send: Send) -> None:
     said = {
         "subject": getattr(principal, "subject", None),
         "issuer": getattr(principal, "issuer", None),
-        "scopes": " ".join(sorted(getattr(principal, "scopes", None) or ())),
+        "scopes": " ".join(sorted(scopes_of(principal))),
     }
     headers = tuple(
         (b"x-auth-" + name.encode(), value.encode())

@@ -262,6 +262,24 @@ async def test_verify_tells_a_gateway_who_is_calling() -> None:
         assert (await served.ask("POST", "/auth/verify", b"{}", headers=bearer())).status == 405
 
 
+@pytest.mark.parametrize(
+    ("scopes", "told"),
+    [
+        ("openid models:chat", "models:chat openid"),
+        ("  openid  models:chat ", "models:chat openid"),
+        ("admin", "admin"),
+        ("", ""),
+        (" ", ""),
+        (["openid", "models:chat"], "models:chat openid"),
+        (None, ""),
+    ],
+)
+async def test_verify_tells_the_scopes_of_a_foreign_principal_in_either_form(scopes: Any, told: str) -> None:
+    async with serve(AgentRunServer(echo, middleware=[says(SimpleNamespace(scopes=scopes))])) as served:
+        answer = await served.ask("GET", "/auth/verify")
+        assert (answer.status, answer.header("x-auth-scopes")) == (204, told)
+
+
 async def test_verify_refuses_as_any_other_path_does() -> None:
     async with serve(guarded(auth_required_scopes=["use"])) as served:
         missing = await served.ask("GET", "/auth/verify")

@@ -266,7 +266,7 @@ async def test_an_agent_that_runs_out_of_time_of_its_own_while_it_is_not_read_lo
     http: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its timeout fires while the server waits for the client to read what the agent said before."""
-    monkeypatch.setattr("agentrun_server.server.streaming._MAX_DELAY", 60)  # so that the small piece waits with it
+    monkeypatch.setattr("agentrun_server.runs.pump._MAX_DELAY", 60)  # so that the small piece waits with it
     witness = Witness()
 
     async def agent(request: AgentRequest) -> AsyncIterator[str]:

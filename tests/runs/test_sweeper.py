@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from agentrun_server import AgentRequest, AgentRunServer, ServerConfig
-from agentrun_server.server.sweeper import Sweeper
+from agentrun_server.runs.sweeper import Sweeper
 from tests.support.clock import eventually
 
 
 class Checked:
-    """Stands where an `Attachment` does."""
+    """Stands where an `Execution` does."""
 
-    exchange: Any = type("Exchange", (), {"request_id": "req_x"})()
+    request_id = "req_x"
 
     def __init__(self, *, fails: bool = False) -> None:
         self.times: list[float] = []

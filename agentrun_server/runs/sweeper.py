@@ -1,4 +1,4 @@
-"""One look at all open requests every so often, in place of a timer for each.
+"""One look at all open runs every so often, in place of a timer for each.
 
 While nothing is open there is no timer either.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from agentrun_server.config import ServerConfig
 from agentrun_server.observability.logs import get_logger
-from agentrun_server.server.attachment import Attachment
+from agentrun_server.runs.execution import Execution
 
 __all__ = ["Sweeper"]
 
@@ -17,41 +17,41 @@ logger = get_logger("agentrun_server.run")
 
 
 class Sweeper:
-    """Holds the open attachments and checks them."""
+    """Holds the open runs, those that answer a request and those that outlive it, and checks them."""
 
     __slots__ = ("_handle", "_interval", "_loop", "active", "clock", "on_empty")
 
     def __init__(self, config: ServerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.active: set[Attachment] = set()
+        self.active: set[Execution] = set()
         self.on_empty: Callable[[], None] | None = None
-        """Called when the last attachment has gone; the drain waits for it."""
+        """Called when the last run has gone; the drain waits for it."""
         self._interval = _interval(config)
         self._handle: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def add(self, attachment: Attachment) -> None:
-        """Look after `attachment` from now on."""
-        self.active.add(attachment)
+    def add(self, execution: Execution) -> None:
+        """Look after `execution` from now on."""
+        self.active.add(execution)
         loop = asyncio.get_running_loop()
         # A timer of another loop never fires: test clients run each request in a loop of its own.
         if self._handle is None or self._loop is not loop:
             self._schedule(loop)
 
-    def discard(self, attachment: Attachment) -> None:
-        """Forget `attachment`: its request is answered."""
-        self.active.discard(attachment)
+    def discard(self, execution: Execution) -> None:
+        """Forget `execution`: it has ended."""
+        self.active.discard(execution)
         if self.on_empty is not None and not self.active:
             self.on_empty()
 
     def tick(self) -> None:
-        """Check every attachment once."""
+        """Check every run once."""
         now = self.clock()
-        for attachment in tuple(self.active):
+        for execution in tuple(self.active):
             try:
-                attachment.check(now)
+                execution.check(now)
             except Exception:
-                logger.exception("check failed", extra={"request_id": attachment.exchange.request_id})
+                logger.exception("check failed", extra={"request_id": execution.request_id})
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

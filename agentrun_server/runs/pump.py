@@ -1,11 +1,11 @@
-"""From what the agent yields to what the client reads: when bytes are sent.
+"""From what the agent yields to what is sent: when bytes go out.
 
 * Pieces that are ready together are sent together: in one write when the agent has to wait, or at 64 KB.
 * A piece for which the agent had to wait is sent at once.
 * An agent that does not wait for more than a millisecond is interrupted: what it has said is sent, and the event loop
   gets a turn. So one talkative agent cannot starve the others, whether its answer is a stream or not, and one that
   blocks the event loop between two pieces holds none of them back for longer than it blocks.
-* A client that does not read makes `Attachment.write` wait, and with it the agent.
+* An outlet that takes nothing more makes `Outlet.write` wait, and with it the agent.
 """
 
 import asyncio
@@ -16,14 +16,35 @@ from typing import Any, Protocol
 from agentrun_server.core.events import TypedEvent
 from agentrun_server.invoker.coerce import coerce
 from agentrun_server.runs.drive import drive
-from agentrun_server.server.attachment import Attachment
+from agentrun_server.runs.run import Run
 
-__all__ = ["Encoder", "pump"]
+__all__ = ["Encoder", "Outlet", "pump"]
 
 _CHUNK_SIZE = 256
 """What a piece of text takes on the wire beside itself, about."""
 _MAX_BATCH = 64 * 1024
 _MAX_DELAY = 0.001
+
+
+class Outlet(Protocol):
+    """Where what an encoder writes goes: to a connection, or into a log."""
+
+    run: Run
+    first_event: float
+    """When the agent said something first; 0 before."""
+    last_write: float
+
+    async def write(self, text: str) -> None:
+        """Take whole events. Waits while there is no room for them."""
+        ...
+
+    def before_wait(self) -> None:
+        """Hear that the agent waits."""
+        ...
+
+    def watch(self) -> None:
+        """Look from now on whether anybody still wants the answer."""
+        ...
 
 
 class Encoder(Protocol):
@@ -48,14 +69,14 @@ class Encoder(Protocol):
         ...
 
 
-async def pump(attachment: Attachment, source: AsyncGenerator[Any, None], encoder: Encoder, begun: str = "") -> str:
+async def pump(outlet: Outlet, source: AsyncGenerator[Any, None], encoder: Encoder, begun: str = "") -> str:
     """Run the agent to its end and send what it says, behind what has `begun`; return what has not been sent yet.
 
     Raises:
         asyncio.CancelledError: the run was stopped, whatever the agent made of its cancellation.
         Exception: what the agent or the encoder raised. The agent is closed by then.
     """
-    pumping = _Pump(attachment, encoder, begun)
+    pumping = _Pump(outlet, encoder, begun)
     await drive(pumping.run(source), pumping.before_wait)
     return pumping.take()
 
@@ -66,10 +87,10 @@ class _Pump:
     What has not been sent is `parts`, ready for the wire, and behind them `texts`, which are encoded together.
     """
 
-    __slots__ = ("attachment", "encoder", "parts", "texts", "waited")
+    __slots__ = ("encoder", "outlet", "parts", "texts", "waited")
 
-    def __init__(self, attachment: Attachment, encoder: Encoder, begun: str) -> None:
-        self.attachment = attachment
+    def __init__(self, outlet: Outlet, encoder: Encoder, begun: str) -> None:
+        self.outlet = outlet
         self.encoder = encoder
         self.parts = [begun] if begun else []
         self.texts: list[str] = []
@@ -93,7 +114,7 @@ class _Pump:
     def before_wait(self) -> Coroutine[Any, Any, None] | None:
         """Send what is there before the agent waits, and watch the client from now on."""
         self.waited = True
-        self.attachment.before_wait()
+        self.outlet.before_wait()
         return self._flush_or_keep() if self.parts or self.texts else None
 
     async def _flush_or_keep(self) -> None:
@@ -101,7 +122,7 @@ class _Pump:
         if not text:
             return  # an answer that is no stream is written at its end
         try:
-            await self.attachment.write(text)
+            await self.outlet.write(text)
         except asyncio.CancelledError:
             # For the agent, which may have set itself a time limit, and go on: what was not sent is not lost.
             self.parts.insert(0, text)
@@ -110,7 +131,7 @@ class _Pump:
     async def _flush(self) -> None:
         text = self.take()
         if text:
-            await self.attachment.write(text)
+            await self.outlet.write(text)
 
     async def run(self, source: AsyncGenerator[Any, None]) -> None:
         """Feed the encoder until the agent or the answer has ended, then close the agent."""
@@ -122,15 +143,15 @@ class _Pump:
             raise
         finally:
             await _close(source)
-        if self.attachment.run.stop_reason is not None:
+        if self.outlet.run.stop_reason is not None:
             raise asyncio.CancelledError  # the agent took it for an ordinary end
 
     # What runs for each token is in this loop; a call would cost more than what it does.
     async def _feed(self, source: AsyncGenerator[Any, None]) -> None:
-        attachment, encoder, parts, texts = self.attachment, self.encoder, self.parts, self.texts
+        outlet, encoder, parts, texts = self.outlet, self.encoder, self.parts, self.texts
         feed, clock = encoder.feed, time.monotonic
         size = 0
-        turn = attachment.last_write  # when the event loop last had one
+        turn = outlet.last_write  # when the event loop last had one
         async for item in source:
             if type(item) is str and item and encoder.plain:
                 texts.append(item)
@@ -144,17 +165,17 @@ class _Pump:
                     size += len(text)
             now = clock()
             if self.waited or size >= _MAX_BATCH or now - turn > _MAX_DELAY:
-                if attachment.run.stop_reason is not None:
+                if outlet.run.stop_reason is not None:
                     return
                 await self._flush()
                 if not self.waited:
-                    attachment.watch()
+                    outlet.watch()
                     await asyncio.sleep(0)
                     now = clock()
                 self.waited = False
                 turn, size = now, 0
-            if not attachment.first_event:
-                attachment.first_event = now
+            if not outlet.first_event:
+                outlet.first_event = now
             if encoder.ended:
                 return
 
