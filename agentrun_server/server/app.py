@@ -43,6 +43,7 @@ from agentrun_server.server.exchange import (
 )
 from agentrun_server.server.front import VERIFY_PATH, authentication, rate_limit, verify
 from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler, caller
+from agentrun_server.server.routing import Routes
 from agentrun_server.server.services import Services
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class AgentRunServer:
         self._routes: dict[str, tuple[str, ASGIApp]] = {path: ("GET", app) for path, app in self.probes.items()}
         self._routes[VERIFY_PATH] = ("GET", self._verify)
         self._model_paths: tuple[str, ...] = ()
+        self._objects = Routes(openai.prefixes if openai is not None else ())
         if openai is not None and openai.config.enable:
             for prefix in openai.prefixes:
                 self._add(f"{prefix}/chat/completions", "POST", chat)
@@ -224,7 +226,8 @@ class AgentRunServer:
     async def _serve_with_fastapi(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app
         # Middleware that was added to the FastAPI app must see every request, so then everything goes through it.
-        if len(app.user_middleware) == 1 and self._find(_path(scope))[1] is not None:
+        path = _path(scope)
+        if len(app.user_middleware) == 1 and (self._find(path)[1] is not None or self._objects.find(path) is not None):
             await self._stack(scope, receive, send)
         else:
             await app(scope, receive, send)
@@ -239,16 +242,23 @@ class AgentRunServer:
             # No route of ours speaks WebSocket; one that was added to the FastAPI app may.
             await (inner or _close_websocket)(scope, receive, send)
             return
-        method, handler = self._find(_path(scope))
-        wanted = scope["method"]
-        if handler is None:
+        path, wanted = _path(scope), scope["method"]
+        method, handler = self._find(path)
+        if handler is not None:
+            if wanted == method or (wanted == "HEAD" and method == "GET"):
+                await handler(scope, receive, send)
+            else:
+                await answer_error(send, method_not_allowed(method))
+        elif (match := self._objects.find(path)) is not None:
+            app = match.app(wanted)
+            if app is not None:
+                await app(scope, receive, send)
+            else:
+                await answer_error(send, method_not_allowed(", ".join(sorted(match.methods))))
+        else:
             caller.set(principal_of(scope))
             with self.drain.guest():
                 await (inner or _unknown_url)(scope, receive, send)
-        elif wanted == method or (wanted == "HEAD" and method == "GET"):
-            await handler(scope, receive, send)
-        else:
-            await answer_error(send, method_not_allowed(method))
 
     def _find(self, path: str) -> tuple[str, ASGIApp | None]:
         route = self._routes.get(path)
