@@ -186,23 +186,17 @@ class JWTVerifier:
 
     def recall(self, credential: str) -> Principal | None:
         """Return whose token `credential` is when it was verified a short time ago."""
-        digest = hashlib.sha256(credential.encode()).digest()
-        known = self._verified.get(digest)
-        if known is None:
-            return None
-        if self._clock() < known.until and known.generation == known.keys.generation:
-            return known.principal
-        del self._verified[digest]
-        return None
+        return self._known(_digest(credential))
 
     async def verify(self, credential: str) -> Principal:
         """Return whose token `credential` is; see `Verifier.verify`."""
-        known = self.recall(credential)
+        digest = _digest(credential)
+        known = self._known(digest)
         if known is not None:
             return known
-        trust, header, claims = self._read(credential)
+        trust, header, claims, signature = self._read(credential)
         generation = trust.keys.generation
-        await self._check_signature(credential, trust, header)
+        await self._check_signature(credential, trust, header, signature)
         now = self._clock()
         _check_claims(claims, trust, now)
         principal = _principal(claims, trust.issuer)
@@ -211,7 +205,6 @@ class JWTVerifier:
         if until > now:
             if len(self._verified) >= _MAX_CACHED:
                 del self._verified[next(iter(self._verified))]
-            digest = hashlib.sha256(credential.encode()).digest()
             self._verified[digest] = _Verified(principal, until, trust.keys, generation)
         return principal
 
@@ -220,15 +213,24 @@ class JWTVerifier:
         for trust in self._trusted.values():
             await trust.keys.aclose()
 
-    def _read(self, token: str) -> tuple[_Trust, Mapping[str, Any], dict[str, Any]]:
-        """Return who claims to have issued `token`, its header and its claims. Nothing of it is proved yet.
+    def _known(self, digest: bytes) -> Principal | None:
+        """Return whose token has `digest`, and forget it when that holds no longer."""
+        known = self._verified.get(digest)
+        if known is None:
+            return None
+        if self._clock() < known.until and known.generation == known.keys.generation:
+            return known.principal
+        del self._verified[digest]
+        return None
+
+    def _read(self, token: str) -> tuple[_Trust, Mapping[str, Any], dict[str, Any], bytes]:
+        """Return who claims to have issued `token`, its header, claims and signature. Nothing of it is proved yet.
 
         Raises:
             CredentialRefusedError: it is no token, or none that could be good whoever had signed it.
         """
-        head, payload, signature = token.split(".")
-        header, claims = _parse(head), _parse(payload)
-        _octets(signature)
+        head, payload, tail = token.split(".")
+        header, claims, signature = _parse(head), _parse(payload), _octets(tail)
         name = claims.get("iss")
         trust = self._only or (self._trusted.get(name) if isinstance(name, str) else None)
         if trust is None:
@@ -247,9 +249,9 @@ class JWTVerifier:
         for claim in ("exp", "nbf", "iat"):
             if claim in claims and not _is_time(claims[claim]):
                 raise CredentialRefusedError(f"{claim} is no time")
-        return trust, header, claims
+        return trust, header, claims, signature
 
-    async def _check_signature(self, token: str, trust: _Trust, header: Mapping[str, Any]) -> None:
+    async def _check_signature(self, token: str, trust: _Trust, header: Mapping[str, Any], signature: bytes) -> None:
         name = header["alg"]
         try:
             key = await trust.keys.find(header.get("kid"), name)
@@ -257,9 +259,14 @@ class JWTVerifier:
             raise CredentialRefusedError("no such signing key (kid)") from exc
         except KeysUnavailableError as exc:
             raise VerifierUnavailableError("signing keys cannot be fetched", retry_after=exc.retry_after) from exc
-        signed, _, signature = token.rpartition(".")
-        if not trust.algorithms[name].verify(signed.encode(), key.material, _octets(signature)):
+        signed = token.rpartition(".")[0].encode()
+        if not trust.algorithms[name].verify(signed, key.material, signature):
             raise CredentialRefusedError("the signature is wrong")
+
+
+def _digest(token: str) -> bytes:
+    """Return the name under which `token` is remembered: nobody can make it a token again."""
+    return hashlib.sha256(token.encode()).digest()
 
 
 def _check_claims(claims: Mapping[str, Any], trust: _Trust, now: float) -> None:

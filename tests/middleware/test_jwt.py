@@ -415,6 +415,18 @@ async def test_a_token_is_verified_once_and_then_known(decodings: list[str]) -> 
         assert decodings == [token]
 
 
+async def test_who_is_known_can_be_recalled_at_once() -> None:
+    async with remembering(cache_seconds=60.0) as (judge, clock):
+        token, other = signer("HS256").token(), signer("HS256").token(claims(jti="other"))
+        assert judge.recall(token) is None
+        principal = await judge.verify(token)
+        assert judge.recall(token) is principal
+        assert judge.recall(other) is None
+        clock.now += 60.1
+        assert judge.recall(token) is None
+        assert not judge._verified
+
+
 async def test_it_is_forgotten_after_cache_seconds(decodings: list[str]) -> None:
     async with remembering(cache_seconds=60.0) as (judge, clock):
         token = signer("HS256").token()

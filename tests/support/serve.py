@@ -120,7 +120,9 @@ async def _stop(server: uvicorn.Server) -> None:
 def the_request(server: AgentRunServer) -> Attachment:
     """Return the one request that is open; an `AssertionError` otherwise, so that it can be waited for."""
     assert len(server._sweeper.active) == 1, f"{len(server._sweeper.active)} requests are open"
-    return next(iter(server._sweeper.active))
+    (request,) = server._sweeper.active
+    assert isinstance(request, Attachment)
+    return request
 
 
 class ServerProcess:
