@@ -11,6 +11,8 @@ from agentrun_server.core.messages import Message, Tool
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from agentrun_server.core.session import Session
+
 __all__ = ["AgentRequest", "Headers"]
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -70,6 +72,7 @@ class AgentRequest:
         user: the client's id of its end user, unverified.
         headers: the HTTP request's headers.
         principal: who is calling, set by an authentication middleware; None without one.
+        session: what the agent can keep between the requests of one conversation; None unless sessions are turned on.
         request_id: also the ``x-request-id`` of the answer.
         deadline: when the run will be stopped, on the clock of `time.monotonic`; None without a limit.
     """
@@ -90,6 +93,7 @@ class AgentRequest:
         "protocol",
         "request_id",
         "response_format",
+        "session",
         "stream",
         "tool_choice",
         "tools",
@@ -112,6 +116,7 @@ class AgentRequest:
         extra: Mapping[str, Any] = _EMPTY,
         headers: Headers | None = None,
         principal: Any = None,
+        session: "Session | None" = None,
         request_id: str = "",
         deadline: float | None = None,
         raw_request: "Callable[[], Request] | None" = None,
@@ -129,6 +134,7 @@ class AgentRequest:
         self.extra = extra
         self.headers = headers if headers is not None else Headers()
         self.principal = principal
+        self.session = session
         self.request_id = request_id
         self.deadline = deadline
         self._raw_request = raw_request

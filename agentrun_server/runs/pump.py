@@ -18,7 +18,7 @@ from agentrun_server.invoker.coerce import coerce
 from agentrun_server.runs.drive import drive
 from agentrun_server.runs.run import Run
 
-__all__ = ["Encoder", "Outlet", "pump"]
+__all__ = ["Encoder", "Outlet", "Silent", "pump"]
 
 _CHUNK_SIZE = 256
 """What a piece of text takes on the wire beside itself, about."""
@@ -67,6 +67,35 @@ class Encoder(Protocol):
     def feed(self, item: str | TypedEvent) -> str:
         """Take an item; return what it becomes on the wire, or an empty string."""
         ...
+
+
+class Silent:
+    """An encoder whose writing nobody reads: what counts is what it has gathered at the end."""
+
+    __slots__ = ("_encoder",)
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more of the agent will be shown."""
+        return self._encoder.ended
+
+    @property
+    def plain(self) -> bool:
+        """A piece of text means nothing but itself now."""
+        return self._encoder.plain
+
+    def feed_texts(self, texts: list[str]) -> str:
+        """Take pieces of text."""
+        self._encoder.feed_texts(texts)
+        return ""
+
+    def feed(self, item: str | TypedEvent) -> str:
+        """Take an item."""
+        self._encoder.feed(item)
+        return ""
 
 
 async def pump(outlet: Outlet, source: AsyncGenerator[Any, None], encoder: Encoder, begun: str = "") -> str:

@@ -29,6 +29,14 @@ class StopReason(StrEnum):
     FIRST_EVENT_TIMEOUT = "first_event_timeout"
     RUN_TIMEOUT = "run_timeout"
     SHUTDOWN = "shutdown"
+    CANCELLED = "cancelled"
+    """Its owner asked for it."""
+    DELETED = "deleted"
+    """Its record is gone."""
+    LEASE_LOST = "lease_lost"
+    """Others took this worker for dead, and the run is theirs."""
+    STORAGE = "storage"
+    """What it says cannot be kept."""
 
 
 TRANSITIONS: Mapping[RunStatus, frozenset[RunStatus]] = {

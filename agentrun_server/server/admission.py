@@ -11,13 +11,14 @@ __all__ = ["Admission", "shutting_down"]
 class Admission:
     """Gives out places. The queue is first come, first served, bounded in length and time."""
 
-    __slots__ = ("_limit", "_max_queued", "_queue", "_timeout", "closed", "running")
+    __slots__ = ("_limit", "_max_queued", "_patient", "_queue", "_timeout", "closed", "running")
 
     def __init__(self, limit: int, *, max_queued: int, timeout: float) -> None:
         self._limit = limit
         self._max_queued = max_queued
         self._timeout = timeout
         self._queue: deque[asyncio.Future[None]] = deque()
+        self._patient: deque[asyncio.Future[None]] = deque()
         self.running = 0
         self.closed = False
         """The server drains: nobody is admitted any more."""
@@ -64,22 +65,46 @@ class Admission:
             if place in self._queue:
                 self._queue.remove(place)
 
+    async def enter_patiently(self) -> None:
+        """Take a place when one is free that nobody in the queue wants, however long that takes.
+
+        For runs that nobody waits for; whoever starts them bounds their number.
+
+        Raises:
+            ServiceUnavailableError: the server is shutting down.
+        """
+        if self.try_enter():
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._patient.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled() and place.exception() is None:
+                self.leave()  # the place was given to us in the same moment
+            raise
+        finally:
+            if place in self._patient:
+                self._patient.remove(place)
+
     def leave(self) -> None:
         """Give the place back: to the first in the queue, if anyone waits."""
-        while self._queue:
-            place = self._queue.popleft()
-            if not place.done():
-                place.set_result(None)
-                return
+        for queue in (self._queue, self._patient):
+            while queue:
+                place = queue.popleft()
+                if not place.done():
+                    place.set_result(None)
+                    return
         self.running -= 1
 
     def close(self) -> None:
         """Admit nobody any more; those who wait are told so."""
         self.closed = True
-        while self._queue:
-            place = self._queue.popleft()
-            if not place.done():
-                place.set_exception(shutting_down())
+        for queue in (self._queue, self._patient):
+            while queue:
+                place = queue.popleft()
+                if not place.done():
+                    place.set_exception(shutting_down())
 
 
 def _busy() -> TooManyRequestsError:

@@ -8,7 +8,7 @@ documentation, routes added to `.app`. It is imported when one of these is wante
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentrun_server.config import ServerConfig
@@ -27,11 +27,14 @@ from agentrun_server.observability.access_log import AccessLog
 from agentrun_server.observability.logs import get_logger, request_id
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.protocols.openai_chat.decode import warm_up
+from agentrun_server.runs.registry import Runs
 from agentrun_server.runs.sweeper import Sweeper
 from agentrun_server.server.admission import Admission, shutting_down
 from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
 from agentrun_server.server.chat import ChatHandler
+from agentrun_server.server.completions import Completions
+from agentrun_server.server.conversations import Conversations
 from agentrun_server.server.drain import Drain
 from agentrun_server.server.exchange import (
     EXCHANGE,
@@ -43,8 +46,14 @@ from agentrun_server.server.exchange import (
 )
 from agentrun_server.server.front import VERIFY_PATH, authentication, rate_limit, verify
 from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler, caller
+from agentrun_server.server.resources import resource
+from agentrun_server.server.response_reading import ResponseReading
+from agentrun_server.server.responses import ResponsesHandler
 from agentrun_server.server.routing import Routes
 from agentrun_server.server.services import Services
+from agentrun_server.server.stored_responses import StoredResponses
+from agentrun_server.storage.contracts import Record
+from agentrun_server.storage.opening import Storage, check_storage_url, open_storage
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -136,6 +145,7 @@ class AgentRunServer:
         )
         services = Services(config, agents, self._admission, threads, self._sweeper, self._new_id)
         chat = ChatHandler(services)
+        self._runs = self._make_runs()
         self._agents = agents
         self.agent_invoker = AgentInvoker(agents, threads, chat, self._admission)
         self.probes: Mapping[str, ASGIApp] = {
@@ -148,8 +158,11 @@ class AgentRunServer:
         self._model_paths: tuple[str, ...] = ()
         self._objects = Routes(openai.prefixes if openai is not None else ())
         if openai is not None and openai.config.enable:
+            responses = ResponsesHandler(services, self._runs)
+            self._add_objects(services)
             for prefix in openai.prefixes:
                 self._add(f"{prefix}/chat/completions", "POST", chat)
+                self._add(f"{prefix}/responses", "POST", responses)
                 self._add(f"{prefix}/models", "GET", self._models)
             self._model_paths = tuple(f"{prefix}/models/" for prefix in openai.prefixes)
         self._serves_azure = openai is not None and openai.config.enable and openai.config.prefix is None
@@ -157,6 +170,27 @@ class AgentRunServer:
         self._app: FastAPI | None = None
         # Protocols of a user's own are FastAPI routers, and so is the documentation.
         self._needs_app = config.docs or any(p is not openai for p in protocols)
+
+    def _make_runs(self) -> Runs | None:
+        config = self.config
+        url = config.store_url
+        if url is None:
+            return None
+        check_storage_url(url)
+        opener = partial(open_storage, url, bus_redis_url=config.bus_redis_url, durable=config.store_durable)
+        return Runs(config, self._new_id, self._sweeper, opener)
+
+    def _add_objects(self, services: Services) -> None:
+        """Add the routes of what is stored."""
+        runs, routes = self._runs, self._objects
+        storage = _nothing_stored if runs is None else runs.storage
+        completions = Completions(services, storage)
+        completions.add_to(routes)
+        routes.add("GET", "/chat/completions", resource(completions.list_completions, services))
+        Conversations(services, storage).add_to(routes)
+        StoredResponses(services, storage, _not_stopped if runs is None else runs.delete).add_to(routes)
+        if runs is not None:
+            ResponseReading(services, runs).add_to(routes)
 
     def _add(self, path: str, method: str, handler: ASGIApp) -> None:
         self._routes[path] = self._routes[f"{path}/"] = (method, handler)
@@ -244,17 +278,17 @@ class AgentRunServer:
             return
         path, wanted = _path(scope), scope["method"]
         method, handler = self._find(path)
-        if handler is not None:
-            if wanted == method or (wanted == "HEAD" and method == "GET"):
-                await handler(scope, receive, send)
-            else:
-                await answer_error(send, method_not_allowed(method))
+        if handler is not None and (wanted == method or (wanted == "HEAD" and method == "GET")):
+            await handler(scope, receive, send)
         elif (match := self._objects.find(path)) is not None:
             app = match.app(wanted)
             if app is not None:
                 await app(scope, receive, send)
             else:
-                await answer_error(send, method_not_allowed(", ".join(sorted(match.methods))))
+                methods = {*match.methods, method} - {""}
+                await answer_error(send, method_not_allowed(", ".join(sorted(methods))))
+        elif handler is not None:
+            await answer_error(send, method_not_allowed(method))
         else:
             caller.set(principal_of(scope))
             with self.drain.guest():
@@ -336,6 +370,10 @@ class AgentRunServer:
             stack.callback(self.drain.release_signals)
             if self._access_log is not None:
                 stack.callback(self._access_log.flush)
+            if self._runs is not None:
+                # What another life of this server has left is looked after at once, not with the first request.
+                self._runs.open_soon()
+                stack.push_async_callback(self._runs.aclose)
             yield
             await self._end_runs()
 
@@ -397,6 +435,14 @@ class AgentRunServer:
 def unknown_url() -> NotFoundError:
     """Return the answer to a path that does not exist."""
     return NotFoundError("Unknown request URL. Please check the URL for typos; the API is served under /v1.")
+
+
+async def _nothing_stored() -> Storage:
+    raise NotFoundError("This server stores nothing.", code="storage_disabled")
+
+
+async def _not_stopped(_: Record) -> None:
+    raise AssertionError("nothing is stored")
 
 
 async def _unknown_url(_scope: Scope, _: Receive, send: Send) -> None:

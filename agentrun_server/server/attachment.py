@@ -45,7 +45,7 @@ class Attachment(Execution):
 
     __slots__ = (
         "_beat", "_receive", "_send", "_watcher", "blocked_since", "body_received", "body_started", "disconnected",
-        "encode_error", "exchange", "finished", "is_watched", "started",
+        "encode_error", "exchange", "finished", "is_watched", "reads_log", "started",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig) -> None:
@@ -67,6 +67,8 @@ class Attachment(Execution):
         self.finished = False
         """The last byte has been sent, or nothing more will be."""
         self.disconnected = False
+        self.reads_log = False
+        """The run is not its own: it reads what that one has said, and has no time limits."""
 
     # --- the request
 
@@ -131,6 +133,14 @@ class Attachment(Execution):
             self.disconnected = True  # how servers other than uvicorn tell it
         finally:
             self.blocked_since = 0.0
+
+    async def send(self, body: bytes) -> None:
+        """Send whole events, as `write` does."""
+        if self._beat is not None:
+            await asyncio.wait([self._beat])
+        if not self.finished and not self.disconnected:
+            self.last_write = time.monotonic()
+            await self._push(body, self.last_write)
 
     async def finish(self, text: str) -> None:
         """Send the last events of a stream, and its end."""
@@ -229,6 +239,9 @@ class Attachment(Execution):
             self._drop_slow_reader(config)
         elif self.run_started and not self.finished and self._check_limits(now):
             self._check_silence(now, config)
+
+    def _check_limits(self, now: float) -> bool:
+        return self.reads_log or super()._check_limits(now)
 
     def _check_silence(self, now: float, config: ServerConfig) -> None:
         if self.encode_error is None or self.disconnected or self.blocked_since:

@@ -23,7 +23,7 @@ from agentrun_server.server.handler import check_media_type, storage_unavailable
 from agentrun_server.server.services import Services
 from agentrun_server.storage.contracts import StorageUnavailableError
 
-__all__ = ["Resource", "ResourceCall", "owner_of", "resource"]
+__all__ = ["Resource", "ResourceCall", "owner_of", "read_query", "resource"]
 
 logger = get_logger("agentrun_server.server")
 
@@ -96,7 +96,7 @@ async def _answer(
         headers = Headers(scope["headers"])
         check_media_type(headers, services.config.max_body_bytes)
         principal = principal_of(scope)
-        call = ResourceCall(params, _read_query(scope), headers, owner_of(principal), principal, attachment.read_body)
+        call = ResourceCall(params, read_query(scope), headers, owner_of(principal), principal, attachment.read_body)
         await attachment.answer(200, dumps(await handle(call)).encode())
     except APIError as error:
         await attachment.fail(error)
@@ -119,7 +119,7 @@ async def _answer(
             sweeper.discard(attachment)
 
 
-def _read_query(scope: Scope) -> Mapping[str, str]:
+def read_query(scope: Scope) -> Mapping[str, str]:
     """Return the query; of a name that comes twice the last counts.
 
     Raises:

@@ -200,8 +200,19 @@ class Store(Protocol):
         """Delete records that have expired, with what belongs to them; return how many."""
         ...
 
+    async def shrink(self, kinds: Collection[str], *, keep_statuses: Collection[str] = (), limit: int = 100) -> int:
+        """Delete the oldest records of `kinds` that belong to no other, with what belongs to them; return how many.
+
+        At most `limit` go, oldest first. Those whose state is one of `keep_statuses` stay.
+        """
+        ...
+
     async def size(self) -> int:
-        """Return the bytes that the store takes."""
+        """Return about how many bytes records and events take.
+
+        What was deleted does not count, though files keep the room for what is written next: so who deletes until the
+        size is small enough comes to an end.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -58,6 +58,14 @@ _TRIES: Final = 3
 _MAX_WAITING: Final = 4096
 _EXPIRED_LEASES_KEPT: Final = 3600.0
 
+_SAMPLE_BYTES: Final = 64 * 1024 * 1024
+"""How much of a table is read to know the size of its rows. What is stored beside a table is not read."""
+_ROW_BYTES: Final[Mapping[str, str]] = {
+    # As stored: compressed, with the head of the row and its entries in the indexes.
+    "records": "pg_column_size(body) + 2 * octet_length(id) + 300",
+    "events": "pg_column_size(data) + 2 * octet_length(run) + 100",
+}
+
 _AGAIN: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 """Nothing was written, and it may go well the next time."""
 
@@ -298,13 +306,37 @@ class PostgresStore:
 
         return await self._transact(work)
 
-    async def size(self) -> int:
-        """Return the bytes that the tables take."""
-        async with self._connection() as connection:
-            size: int = await connection.fetchval(
-                "SELECT pg_total_relation_size('records') + pg_total_relation_size('events')"
+    async def shrink(self, kinds: Collection[str], *, keep_statuses: Collection[str] = (), limit: int = 100) -> int:
+        """Delete the oldest records of `kinds` that belong to no other, with what belongs to them; return how many."""
+        wanted = [kind for kind in set(kinds) if is_text(kind)]
+        kept = [status for status in keep_statuses if is_text(status)]
+
+        async def work(connection: Connection) -> int:
+            # Kind by kind: the index gives the oldest of each, but not of all. What was locked meanwhile is skipped,
+            # and what was changed is looked at again.
+            oldest = await connection.fetch(
+                "SELECT kind, id FROM records WHERE status <> ALL($2) AND position = ANY(ARRAY("
+                "SELECT position FROM unnest($1::text[]) AS wanted (kind) CROSS JOIN LATERAL ("
+                "SELECT created_at, position FROM records WHERE kind = wanted.kind AND parent = ''"
+                " AND status <> ALL($2) ORDER BY created_at, position LIMIT $3"
+                ") AS old ORDER BY created_at, position LIMIT $3"
+                ")) ORDER BY position FOR UPDATE SKIP LOCKED",
+                wanted,
+                kept,
+                limit,
             )
-        return size
+            return sum([await _delete(connection, Delete(kind, identity)) for kind, identity in oldest])
+
+        return await self._transact(work)
+
+    async def size(self) -> int:
+        """Return about how many bytes the rows take that are there.
+
+        Tables do not get smaller by deletion, and later only by chance. So the rows are measured, as they are stored;
+        of a large table only those of some blocks, the same each time.
+        """
+        async with self._connection() as connection:
+            return sum([await _measure(connection, table, row) for table, row in _ROW_BYTES.items()])
 
     async def aclose(self) -> None:
         """Wait for what was accepted, and close the connections."""
@@ -444,6 +476,17 @@ async def _check_fence(connection: Connection, lease: Lease | None) -> None:
     )
     if held is None:
         raise ConflictError("the lease was lost")
+
+
+async def _measure(connection: Connection, table: str, row: str) -> int:
+    """Return about how many bytes the rows of `table` take, each of which takes `row`."""
+    size: int = await connection.fetchval("SELECT pg_relation_size($1::text::regclass)", table)
+    share = min(1.0, _SAMPLE_BYTES / max(size, 1))
+    sampled: int = await connection.fetchval(
+        f"SELECT coalesce(sum({row}), 0)::bigint FROM {table} TABLESAMPLE SYSTEM ($1) REPEATABLE (0)",  # noqa: S608 - ours
+        100 * share,
+    )
+    return round(sampled / share)
 
 
 def _record(row: Mapping[str, Any]) -> Record:

@@ -48,6 +48,10 @@ MIGRATIONS: Final[Sequence[str]] = (
     );
     CREATE SEQUENCE fences;
     """,
+    # The oldest of a kind. Items have parents, so most records are not in it.
+    """
+    CREATE INDEX records_by_age ON records (kind, created_at, position) WHERE parent = '';
+    """,
 )
 
 

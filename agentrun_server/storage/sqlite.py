@@ -128,12 +128,10 @@ class SQLiteStore:
                 opened.pop_all()
         except (OSError, sqlite3.Error) as exc:
             raise StorageUnavailableError(f"{self._path}: {exc}") from exc
-        self._threads = [
-            threading.Thread(target=self._read, args=(reading,), name="sqlite-reader", daemon=True),
-            threading.Thread(target=self._write, args=(writing,), name="sqlite-writer", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._reader = threading.Thread(target=self._read, args=(reading,), name="sqlite-reader", daemon=True)
+        self._writer = threading.Thread(target=self._write, args=(writing,), name="sqlite-writer", daemon=True)
+        self._reader.start()
+        self._writer.start()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -174,6 +172,7 @@ class SQLiteStore:
                 self._checkpoint(connection)
             if together and not self._writes.empty():
                 time.sleep(_TURN_GAP)
+        self._reader.join()  # who closes last removes the log; of two at once, neither may
         self._checkpoint_at = 0.0
         self._checkpoint(connection)
         connection.close()
@@ -442,9 +441,44 @@ class SQLiteStore:
 
         return await self._ask(self._writes, work)
 
+    async def shrink(self, kinds: Collection[str], *, keep_statuses: Collection[str] = (), limit: int = 100) -> int:
+        """Delete the oldest records of `kinds` that belong to no other, with what belongs to them; return how many."""
+        wanted = sorted(kind for kind in set(kinds) if is_text(kind))
+        kept = json.dumps(sorted(keep_statuses))
+
+        def work(connection: sqlite3.Connection) -> int:
+            # Kind by kind: the index gives the oldest of each, but not of all.
+            found: list[tuple[float, int, str, str]] = []
+            for kind in wanted:
+                found += connection.execute(
+                    "SELECT created_at, position, kind, id FROM records WHERE kind = ? AND parent = ''"
+                    " AND status NOT IN (SELECT value FROM json_each(?)) ORDER BY created_at, position LIMIT ?",
+                    (kind, kept, limit),
+                )
+            oldest = sorted(found)[:limit]
+            for _, _, kind, identity in oldest:
+                _delete(connection, Delete(kind, identity))
+            self._note_deletion(bool(oldest))
+            return len(oldest)
+
+        return await self._ask(self._writes, work)
+
     async def size(self) -> int:
-        """Return the bytes that the store takes."""
-        return _bytes(self._path) + _bytes(self._log)
+        """Return the bytes of the pages that are in use.
+
+        Not the file's, which keeps pages that are free. Nor those of the log, whose pages are counted already: who
+        deletes makes it longer at first, and as long as somebody reads an older state.
+        """
+
+        def work(connection: sqlite3.Connection) -> int:
+            size: int
+            (size,) = connection.execute(
+                "SELECT (page_count - freelist_count) * page_size"
+                " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+            ).fetchone()
+            return size
+
+        return await self._ask(self._reads, work)
 
     async def aclose(self) -> None:
         """Write what was accepted, and let go of the file."""
@@ -452,8 +486,7 @@ class SQLiteStore:
             self._closed = True
             self._reads.put(None)
             self._writes.put(None)
-        for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+        await asyncio.to_thread(self._writer.join)  # which waits for the reader
 
     # --- Leases
 

@@ -50,6 +50,10 @@ MIGRATIONS: Final[Sequence[str]] = (
     CREATE TABLE fences (last INTEGER NOT NULL) STRICT;
     INSERT INTO fences VALUES (0);
     """,
+    # The oldest of a kind. Items have parents, so most records are not in it.
+    """
+    CREATE INDEX records_by_age ON records (kind, created_at, position) WHERE parent = '';
+    """,
 )
 
 

@@ -4,10 +4,12 @@ A `Backend` is one place where data is. Stores opened on it share the data, as t
 """
 
 import asyncio
+import fcntl
 import itertools
+import os
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +28,7 @@ __all__ = [
     "append",
     "create",
     "everything",
+    "other_process_writes",
     "record",
     "run_process",
 ]
@@ -136,6 +139,17 @@ async def everything(store: Store, run: str) -> list[Event]:
     while page := await store.events(run, found[-1].number if found else -1):
         found += page
     return found
+
+
+@contextmanager
+def other_process_writes(path: Path) -> Iterator[None]:
+    """Hold the turn to write, as another process would."""
+    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @asynccontextmanager

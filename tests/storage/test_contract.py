@@ -487,10 +487,108 @@ async def test_a_sweep_has_a_limit_and_takes_the_oldest_first(backend: Backend, 
     assert [await store.sweep(4), await store.sweep(4), await store.sweep(4)] == [4, 2, 0]
 
 
+@pytest.mark.parametrize("kind", ["response", "completion", "run", "idempotency", "session"])
+async def test_a_sweep_takes_every_kind_in_every_state(backend: Backend, store: StoreAndLeases, kind: str) -> None:
+    await store.commit([create("now", kind=kind)])
+    now = (await found(store, "now", kind)).created_at
+    await store.commit([create("r", kind=kind, status="in_progress", expires_at=now + 100)])
+    await backend.pass_time(200)
+    assert await store.sweep() == 1
+    assert ids(await store.list(kind, None)) == ["now"]
+
+
+async def test_the_oldest_go_first_with_what_belongs_to_them(store: StoreAndLeases) -> None:
+    for number in range(6):
+        name, kind = f"r{number}", ("response", "completion")[number % 2]
+        await store.commit([create(name, kind=kind), create(f"{name}-item", kind="item", parent=name)])
+        await store.commit([create(f"{name}-grandchild", kind="item", parent=f"{name}-item"), append(name, 0, b"x")])
+    assert await store.shrink(["response", "completion"], limit=3) == 3
+    assert ids(await store.list("response", None)) == ["r4"]
+    assert ids(await store.list("completion", None)) == ["r3", "r5"]
+    assert ids(await store.list("item", None)) == [f"r{n}-{what}" for n in (3, 4, 5) for what in ("item", "grandchild")]
+    assert [len(await store.events(f"r{n}")) for n in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert await store.shrink({"response", "completion"}) == 3
+    assert await store.shrink(["response", "completion"]) == 0
+    assert ids(await store.list("item", None)) == []
+
+
+async def test_only_what_may_go_goes(store: StoreAndLeases) -> None:
+    await store.commit(
+        [
+            create("queued", status="queued"),
+            create("running", status="in_progress"),
+            create("conversation", kind="conversation"),
+            create("child", parent="conversation"),
+            create("failed", status="failed"),
+            create("nothing", status=""),
+        ]
+    )
+    assert await store.shrink([]) == 0
+    assert await store.shrink(["none", *NO_TEXT], keep_statuses=NO_TEXT) == 0
+    # What stays takes nobody's place.
+    assert await store.shrink(["response"], keep_statuses=["queued", "in_progress", *NO_TEXT], limit=1) == 1
+    assert ids(await store.list("response", None)) == ["queued", "running", "child", "nothing"]
+    assert await store.shrink(["response", "response"], keep_statuses={"queued", "in_progress"}) == 1
+    assert ids(await store.list("response", None)) == ["queued", "running", "child"]
+    assert await store.shrink(["response"]) == 2
+    assert ids(await store.list("response", None)) == ["child"], "it goes with its conversation"
+
+
+@pytest.mark.parametrize("way", ["delete", "sweep", "shrink"])
+async def test_a_conversation_keeps_its_items_when_a_response_of_it_goes(
+    backend: Backend, store: StoreAndLeases, way: str
+) -> None:
+    await store.commit([create("conversation", kind="conversation")])
+    now = (await found(store, "conversation", "conversation")).created_at
+    body = {"conversation": "conversation", "input": [{"id": "said"}], "response": {"output": [{"id": "answered"}]}}
+    await store.commit(
+        [
+            create("r", body=body, status="completed", expires_at=now + 100),
+            create("said", kind="item", parent="conversation", body={"n": 1}),
+            create("answered", kind="item", parent="conversation", body={"n": 2}),
+            create("own", kind="item", parent="r"),
+            append("r", 0, b"x"),
+        ]
+    )
+    await backend.pass_time(200)
+    if way == "delete":
+        await store.commit([Delete("response", "r")])
+    elif way == "sweep":
+        assert await store.sweep() == 1
+    else:
+        assert await store.shrink(["response", "completion", "run"]) == 1
+    assert await store.get("response", "r", None) is None
+    assert await store.get("conversation", "conversation", "alice") is not None
+    page = await store.list("item", "alice", parent="conversation")
+    assert [(one.id, one.body) for one in page.records] == [("said", {"n": 1}), ("answered", {"n": 2})]
+    assert await store.get("item", "own", None) is None
+
+
 async def test_a_store_knows_its_size(store: StoreAndLeases) -> None:
     before = await store.size()
     await store.commit([create("r", body={"text": "".join(map(str, range(100_000)))})])
-    assert await store.size() > before > 0
+    assert await store.size() > before >= 0
+    await store.commit([append("r", 0, bytes(range(256)) * 10_000)])
+    assert await store.size() > before + 300_000
+
+
+async def test_a_store_gets_smaller_with_each_step_of_deletion(store: StoreAndLeases) -> None:
+    await store.commit([create("first")])
+    empty = await store.size()
+    data = "".join(map(str, range(2000)))
+    for first in range(0, 200, 20):
+        names = [f"r{n}" for n in range(first, first + 20)]
+        await store.commit([create(name, body={"text": data}) for name in names])
+        await store.commit([append(name, 0, data.encode()) for name in names])
+    full = await store.size()
+    assert full - empty > 200 * len(data), "it counts what was written"
+    sizes = [full]
+    while await store.shrink(["response"], limit=50):
+        sizes.append(await store.size())
+    assert len(sizes) == 6, "201 of them, 50 at a time"
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[2] == pytest.approx((full + empty) / 2, rel=0.1), "a hundred of two hundred are gone"
+    assert sizes[-1] <= empty
 
 
 # --- leases

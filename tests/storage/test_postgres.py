@@ -215,6 +215,50 @@ async def test_nothing_is_left_by_who_appends_while_the_record_is_deleted(store:
     assert not (await store.list("item", None)).records
 
 
+async def test_what_is_in_use_is_not_among_the_oldest(postgres: PostgresBackend, store: StoreAndLeases) -> None:
+    await store.commit([create(f"r{n}", status="completed") for n in range(4)])
+    async with locked(postgres, "SELECT 1 FROM records WHERE id IN ('r0', 'r2') FOR UPDATE"):
+        assert await within(store.shrink(["response"], limit=3)) == 1, "of the three oldest, two are"
+    assert [record.id for record in (await store.list("response", None)).records] == ["r0", "r2", "r3"]
+
+
+async def test_the_size_of_a_large_table_is_estimated_from_a_part_of_it(
+    store: StoreAndLeases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agentrun_server.storage import postgres as module
+
+    text = "".join(map(str, range(300)))
+    await store.commit([create(f"r{n}", body={"text": text}) for n in range(1000)])
+    exact = await store.size()
+    assert exact > 1000 * len(text)
+    monkeypatch.setattr(module, "_SAMPLE_BYTES", 200_000)
+    estimated = await store.size()
+    assert estimated == pytest.approx(exact, rel=0.3)
+    assert estimated == await store.size(), "the same each time"
+    assert await store.shrink(["response"], limit=500) == 500
+    assert await store.size() == pytest.approx(exact / 2, rel=0.3)
+
+
+async def test_the_size_is_about_what_the_tables_take_without_what_is_dead(
+    postgres: PostgresBackend, store: StoreAndLeases
+) -> None:
+    import asyncpg
+
+    for number in range(150):
+        await store.commit(changes("w", number, 100 if number % 3 else 3000))
+    await store.shrink(["response"], limit=50)
+    await postgres.ask(f"VACUUM FULL {postgres.schema}.records")
+    await postgres.ask(f"VACUUM FULL {postgres.schema}.events")
+    connection = await asyncpg.connect(postgres.server.url, server_settings={"search_path": postgres.schema})
+    try:
+        taken: int = await connection.fetchval(
+            "SELECT pg_total_relation_size('records') + pg_total_relation_size('events')"
+        )
+    finally:
+        await connection.close()
+    assert await store.size() == pytest.approx(taken, rel=0.3)
+
+
 async def test_many_may_open_a_new_schema_at_once(postgres: PostgresBackend) -> None:
     stores = await within(asyncio.gather(*(postgres.open() for _ in range(6))), LONG)
     await asyncio.gather(*(store.commit(changes("w", number)) for number, store in enumerate(stores)))
@@ -237,6 +281,18 @@ async def test_a_schema_of_a_newer_release_is_refused(
         assert await is_whole(newer, "w", 0)
     with pytest.raises(SchemaVersionError, match="newer"):
         await postgres.open()
+
+
+@pytest.mark.parametrize("version", range(1, len(postgres_schema.MIGRATIONS)))
+async def test_the_schema_of_each_older_release_can_be_used(
+    postgres: PostgresBackend, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(postgres_schema, "MIGRATIONS", postgres_schema.MIGRATIONS[:version])
+        await (await postgres.open()).commit(changes("w", 0))
+    again = await postgres.open()
+    assert await is_whole(again, "w", 0)
+    assert await again.shrink(["response"]) == 1
 
 
 @pytest.mark.parametrize("schema", ["", 'a"b', "Upper", "1", "x" * 64, "a;b"])

@@ -19,7 +19,7 @@ import pytest
 from agentrun_server.storage import sqlite, sqlite_schema
 from agentrun_server.storage.contracts import Delete, SchemaVersionError, StorageUnavailableError, Update
 from agentrun_server.storage.sqlite import SQLiteStore
-from tests.storage.contract import SQLiteBackend, append, create, run_process
+from tests.storage.contract import SQLiteBackend, append, create, other_process_writes, run_process
 from tests.storage.faults import FAIL_POINTS, Kills, damage, throughput
 from tests.storage.worker import changes, is_whole
 from tests.support.clock import eventually, within
@@ -209,16 +209,32 @@ async def test_an_older_file_is_brought_up_to_date(backend: SQLiteBackend, monke
     store = await backend.open()
     await store.commit(changes("w", 0))
     await backend.aclose()
+    known = len(sqlite_schema.MIGRATIONS)
     steps = (*sqlite_schema.MIGRATIONS, "CREATE TABLE more (x);\n", "CREATE TABLE and_more (x);\nNO SQL;\n")
     monkeypatch.setattr(sqlite_schema, "MIGRATIONS", steps)
     with pytest.raises(StorageUnavailableError, match="NO"):
         SQLiteStore(backend.path)
-    assert schema(backend.path) == (1, set()), "all steps or none"
-    monkeypatch.setattr(sqlite_schema, "MIGRATIONS", (*steps[:2], "CREATE TABLE and_more (x);\n"))
+    assert schema(backend.path) == (known, set()), "all steps or none"
+    monkeypatch.setattr(sqlite_schema, "MIGRATIONS", (*steps[:-1], "CREATE TABLE and_more (x);\n"))
     again = SQLiteStore(backend.path)
     assert await is_whole(again, "w", 0)
     await again.aclose()
-    assert schema(backend.path) == (3, {"more", "and_more"})
+    assert schema(backend.path) == (known + 2, {"more", "and_more"})
+
+
+@pytest.mark.parametrize("version", range(1, len(sqlite_schema.MIGRATIONS)))
+async def test_the_file_of_each_older_release_can_be_used(
+    backend: SQLiteBackend, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite_schema, "MIGRATIONS", sqlite_schema.MIGRATIONS[:version])
+        store = await backend.open()
+        await store.commit(changes("w", 0))
+        await backend.aclose()
+    again = await backend.open()
+    assert await is_whole(again, "w", 0)
+    assert await again.shrink(["response"]) == 1
+    await backend.aclose()
 
 
 def schema(path: Path) -> tuple[int, set[str]]:
@@ -311,11 +327,12 @@ def traces(folder: Path, *texts: str) -> list[str]:
     return done.stdout.split()
 
 
-async def test_what_is_deleted_is_in_no_file_when_that_is_acknowledged(backend: SQLiteBackend) -> None:
+@pytest.mark.parametrize("way", ["delete", "shrink"])
+async def test_what_is_deleted_is_in_no_file_when_that_is_acknowledged(backend: SQLiteBackend, way: str) -> None:
     store = await backend.open()
     await store.commit(
         [
-            create("kept", body={"text": "kept-text"}),
+            create("kept", kind="conversation", body={"text": "kept-text"}),
             create("gone", owner="gone-owner", body={"text": "gone-body " * 1000}),
             create("gone-item", kind="item", owner="gone-owner", parent="gone", body={"text": "gone-small"}),
             append("gone", 0, b"gone-event", b"gone-long " * 2000),
@@ -324,7 +341,10 @@ async def test_what_is_deleted_is_in_no_file_when_that_is_acknowledged(backend: 
     await store.commit([Update(kind="response", id="gone", body={"text": "gone-again"}, status="gone-state")])
     texts = ["gone-owner", "gone-body", "gone-small", "gone-event", "gone-long", "gone-again", "gone-state"]
     assert traces(backend.path.parent, *texts, "kept-text") == [*texts, "kept-text"]
-    await store.commit([Delete("response", "gone")])
+    if way == "delete":
+        await store.commit([Delete("response", "gone")])
+    else:
+        assert await store.shrink(["response"]) == 1
     assert traces(backend.path.parent, *texts, "kept-text") == ["kept-text"]
     await backend.aclose()
 
@@ -384,6 +404,59 @@ async def test_who_reads_an_older_state_does_not_hold_up_deletion_and_its_log_is
     await backend.aclose()
 
 
+async def test_who_reads_an_older_state_does_not_make_the_store_larger(backend: SQLiteBackend) -> None:
+    store = await backend.open()
+    for number in range(20):
+        await store.commit(changes("w", number, 30_000))
+    before = await store.size()
+    reader = sqlite3.connect(backend.path, isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM records").fetchall()
+    log = Path(f"{backend.path}-wal")
+    logged = size(log)
+    # What is overwritten stands in the log once more, and cannot leave it.
+    assert await store.shrink(["response"], limit=10) == 10
+    assert size(log) > logged
+    assert size(backend.path) + size(log) > before
+    assert await store.size() < before - 10 * 30_000
+    reader.close()
+    await backend.aclose()
+
+
+async def test_room_that_was_freed_is_used_again(backend: SQLiteBackend) -> None:
+    store = SQLiteStore(backend.path, durable=False)
+    largest = 0
+    for number in range(60):
+        await store.commit(changes("w", number, 30_000))
+        if number >= 10:
+            assert await store.shrink(["response"], limit=1) == 1
+        if number == 20:
+            largest = size(backend.path)
+    assert 0 < size(backend.path) <= largest * 1.1
+    await store.aclose()
+
+
+@pytest.mark.parametrize("kind", ["response", "item", "none"])
+async def test_the_oldest_are_found_by_an_index(backend: SQLiteBackend, kind: str) -> None:
+    store = await backend.open()
+    await store.commit(changes("w", 0))
+    statements: list[str] = []
+    connections: list[sqlite3.Connection] = []
+
+    def trace(connection: sqlite3.Connection) -> None:
+        connection.set_trace_callback(statements.append)
+        connections.append(connection)
+
+    await store._ask(store._writes, trace)  # type: ignore[attr-defined]
+    await store.shrink([kind])
+    (query,) = [statement for statement in statements if "created_at" in statement]
+    assert kind in query
+    plan = " ".join(row[3] for row in connections[0].execute(f"EXPLAIN QUERY PLAN {query}"))
+    assert "USING INDEX records_by_age (kind=?)" in plan
+    assert "TEMP B-TREE" not in plan, "nor are they sorted"
+    await backend.aclose()
+
+
 async def test_the_log_has_a_bound(backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "_CHECKPOINT_BYTES", 200_000)
     store = await backend.open()
@@ -403,7 +476,7 @@ async def test_the_log_has_a_bound(backend: SQLiteBackend, monkeypatch: pytest.M
 async def test_too_much_that_waits_is_refused(backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "_MAX_WAITING", 10)
     store = SQLiteStore(backend.path)
-    with other_process_writes(backend):
+    with other_process_writes(backend.path):
         waiting = [asyncio.create_task(store.commit([create(f"r{n}")])) for n in range(40)]
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=LONG)
         assert done
@@ -415,26 +488,13 @@ async def test_too_much_that_waits_is_refused(backend: SQLiteBackend, monkeypatc
     await store.aclose()
 
 
-@contextmanager
-def other_process_writes(backend: SQLiteBackend) -> Iterator[None]:
-    """Hold the turn to write, as another process would."""
-    import fcntl
-
-    descriptor = os.open(f"{backend.path}.lock", os.O_RDWR)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
 async def test_a_store_whose_turn_does_not_come_says_so_and_goes_on(
     backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "_TURN_WAIT", 0.05)
     store = await backend.open()
     await store.commit([create("before")])
-    with other_process_writes(backend):
+    with other_process_writes(backend.path):
         with pytest.raises(StorageUnavailableError):
             await within(store.commit([create("meanwhile")]))
         assert await within(store.get("response", "before", None)) is not None, "reading goes on"
@@ -448,9 +508,10 @@ async def test_a_store_whose_turn_does_not_come_says_so_and_goes_on(
 async def test_a_store_that_does_not_answer_is_given_up(
     backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_LONGEST_WAIT", 0.05)
     store = SQLiteStore(backend.path)
-    with other_process_writes(backend):
+    await store.commit([create("before")])  # so that the thread waits for nothing else
+    monkeypatch.setattr(sqlite, "_LONGEST_WAIT", 0.05)
+    with other_process_writes(backend.path):
         first = asyncio.create_task(store.commit([create("first")]))
         await asyncio.sleep(0)
         await eventually(store._writes.empty)  # the thread has taken it, and waits for its turn
@@ -466,7 +527,7 @@ async def test_a_store_that_does_not_answer_is_given_up(
 
 async def test_a_value_that_cannot_be_stored_fails_its_own_commit_alone(backend: SQLiteBackend) -> None:
     store = await backend.open()
-    with other_process_writes(backend):  # so that all wait together
+    with other_process_writes(backend.path):  # so that all wait together
         tasks = [
             asyncio.create_task(store.commit([create(f"r{n}"), create(f"x{n}", expires_at=2**70 if n == 2 else None)]))
             for n in range(5)
@@ -492,7 +553,7 @@ def test_who_left_with_the_event_loop_does_not_stop_the_store(backend: SQLiteBac
     store = SQLiteStore(backend.path)
 
     async def leave() -> None:
-        with other_process_writes(backend):
+        with other_process_writes(backend.path):
             task = asyncio.create_task(store.commit([create("left")]))
             await asyncio.sleep(0)
             await asyncio.sleep(0.01)  # the thread has begun, or not: both must do

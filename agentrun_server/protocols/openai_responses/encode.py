@@ -12,7 +12,7 @@ fields an event adds, and `Raw`, which could be neither numbered nor sent again.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -27,13 +27,14 @@ from agentrun_server.core.events import (
 )
 from agentrun_server.core.grammar import Call, CallPiece
 from agentrun_server.core.usage import utf8_size
-from agentrun_server.errors import APIError
+from agentrun_server.errors import APIError, GrammarError
 from agentrun_server.protocols.json_text import dumps, quote, quote_of
 from agentrun_server.protocols.openai_responses import objects
 from agentrun_server.protocols.openai_responses.annotations import flat_annotation, flat_logprobs
 from agentrun_server.protocols.openai_responses.decode import ResponsesCall
 from agentrun_server.protocols.openai_responses.items import PREFIXES, Item
 from agentrun_server.protocols.openai_responses.parts import output_text
+from agentrun_server.protocols.openai_responses.replay import LoggedItem, read_log
 from agentrun_server.protocols.turn import MAX_PIECE, Turn
 
 __all__ = ["DONE", "IncompleteReason", "ResponseEncoder", "ResponseSettings", "split_events"]
@@ -52,7 +53,7 @@ _CALL_DELTAS = {
     "input": "response.custom_tool_call_input.delta",
 }
 _ANSWERS = frozenset({"message", "function_call", "custom_tool_call", "mcp_approval_request"})
-"""Items that answer the caller; a response that has none gets an empty message."""
+"""Items that answer the caller; a response that has none gets an empty message. One that was cut is none."""
 
 _OPENING_EVENTS = 2
 """What `ResponseEncoder.open` writes before all others."""
@@ -81,6 +82,15 @@ def split_events(written: str) -> list[bytes]:
     return [f"{block}\n\n".encode() for block in blocks if block and block != DONE.strip()]
 
 
+def _fields(fields: Mapping[str, Any]) -> str:
+    """Return the members of an object, to stand among others."""
+    return dumps(fields)[1:-1]
+
+
+def _is_answer(item: Item) -> bool:
+    return item["type"] in _ANSWERS and item.get("status") != "incomplete"
+
+
 class _Place(NamedTuple):
     """Where an item stands, for its events and for the response."""
 
@@ -88,6 +98,10 @@ class _Place(NamedTuple):
     item: Item
     fields: str
     """``"item_id":…,"output_index":…``"""
+
+
+def _place(number: int, item: Item) -> _Place:
+    return _Place(number, item, f'"item_id":"{item["id"]}","output_index":{number}')
 
 
 @dataclass(slots=True)
@@ -141,6 +155,8 @@ class ResponseEncoder(Turn):
     `open` opens it earlier. Every end (`finish`, `fail`, `cancel`, `incomplete`) is written once: after one, the others
     write nothing.
 
+    What the worker of another encoder has left behind, `take_up` goes on with.
+
     Args:
         call: the request.
         settings: of the server.
@@ -154,11 +170,14 @@ class ResponseEncoder(Turn):
         "_created_at",
         "_delta_middle",
         "_echo",
+        "_error",
         "_held_annotations",
         "_id",
         "_is_open",
+        "_left_open",
         "_message",
         "_obfuscate",
+        "_obstacle",
         "_open_call",
         "_output_bytes",
         "_own",
@@ -168,6 +187,7 @@ class ResponseEncoder(Turn):
         "_reasoning_item",
         "_sequence",
         "_shown",
+        "_status",
         "response",
     )
 
@@ -198,6 +218,10 @@ class ResponseEncoder(Turn):
         self._own_left = options.max_tool_calls
         self._sequence = 0
         self._is_open = False
+        self._status: Literal["", "queued", "in_progress"] = ""
+        self._left_open: list[LoggedItem] = []
+        self._obstacle = ""
+        self._error: dict[str, Any] | None = None
         self._places: list[_Place] = []
         self._message: _Message | None = None
         self._reasoning_item: _Reasoning | None = None
@@ -215,12 +239,60 @@ class ResponseEncoder(Turn):
         """Begin the stream, of a response that runs or, for one in the background, of one that waits to (`queued`)."""
         self._sequence, self._is_open = 0, True
         status: Literal["queued", "in_progress"] = "queued" if queued else "in_progress"
+        self._status = status
         body = self._response_field(self._object(status))
         return self._emit("response.created", body) + self._emit(f"response.{status}", body)
 
+    def take_up(self, events: Sequence[bytes]) -> None:
+        """Go on where a log ends; this encoder is fresh, and made for the same request, with the same id and time.
+
+        Then either an end follows, or `proceed` and what another attempt of the agent yields. Either way what the log
+        left open is closed as incomplete. What the agent reported of its cost is not in the log and counts no more.
+
+        A log that tells an error can only end as failed, with that error, whichever end is asked for. After one that
+        has ended nothing is written.
+
+        Args:
+            events: the log from its first event on, see `split_events`; an empty one changes nothing.
+        """
+        log = read_log(events)
+        self._sequence = len(events)
+        self._status = log.status
+        self._places = [_place(logged.number, logged.item) for logged in log.items]
+        self._left_open = log.left_open
+        self._obstacle = log.obstacle
+        self._error, self.response = log.error, log.response
+        self.text_bytes, self.reasoning_bytes = log.text_bytes, log.reasoning_bytes
+        self._output_bytes = log.own_bytes
+        if self._own_left is not None:
+            called = sum(place.item["type"] == "mcp_call" for place in self._places)
+            self._own_left = max(0, self._own_left - called)
+        self.ended = log.response is not None or log.error is not None or log.is_whole
+
     def proceed(self) -> str:
-        """Tell that a response which was queued runs now."""
-        return self._emit("response.in_progress", self._response_field(self._object("in_progress")))
+        """Tell that the response runs now: it was queued, or was taken up and the agent runs once more.
+
+        What the attempt before left open is closed first, a message as commentary. `ended` tells that the answer was
+        whole already: `finish` is all it needs.
+
+        Raises:
+            GrammarError: nothing more may follow but an end; see `ResponseLog.obstacle`.
+        """
+        if self.response is not None:
+            return ""
+        if self._obstacle:
+            raise GrammarError(f"the agent cannot go on with the response: {self._obstacle}")
+        if not self._status:
+            return self.open()
+        written = ""
+        if self._status == "queued" or self._sequence == 1:
+            written += self._tell("in_progress")
+        self._is_open = not self.ended
+        return written + self._close_left_open("commentary")
+
+    def _tell(self, status: Literal["queued", "in_progress"]) -> str:
+        self._status = status
+        return self._emit(f"response.{status}", self._response_field(self._object(status)))
 
     # --- what the agent yields
 
@@ -238,6 +310,9 @@ class ResponseEncoder(Turn):
                 return f"{_DELTA_HEAD}{number}{self._delta_middle}{quote(item)}{_DELTA_TAIL}"
         if self._is_open:
             return super().feed(item)
+        if self.ended:
+            return ""
+        assert not self._status, "a response that was taken up has to proceed first"
         self._sequence = _OPENING_EVENTS
         written = super().feed(item)
         return self._opening(written) if written else ""
@@ -269,15 +344,19 @@ class ResponseEncoder(Turn):
         """End the response: completed at that time, or incomplete when the answer was cut.
 
         Raises:
-            GrammarError: a call never got a name.
+            GrammarError: a call never got a name; or as `proceed`.
         """
         reason = _INCOMPLETE.get(self.finish_reason)
         if reason is not None:
             return self.incomplete(reason)
         if self.response is not None:
             return ""
+        if self._error is not None:
+            return self._end("response.failed", "failed")
         if self._is_open:
             written = self.close()
+        elif self._status:
+            written = self.proceed() + self.close()
         else:
             self._sequence = _OPENING_EVENTS
             written = self._opening(self.close())
@@ -296,9 +375,10 @@ class ResponseEncoder(Turn):
         if self.response is not None:
             return ""
         written = self._stop_all()
-        fields = ",".join(f'"{key}":{dumps(value)}' for key, value in objects.error_event(error).items())
-        written += self._emit("error", fields)
-        return written + self._end("response.failed", "failed", error=objects.response_error(error))
+        if self._error is None:
+            self._error = objects.response_error(error)
+            written += self._emit("error", _fields(objects.error_event(error)))
+        return written + self._end("response.failed", "failed")
 
     def close(self) -> str:
         """Close every item: the agent has said all it had to say."""
@@ -307,7 +387,7 @@ class ResponseEncoder(Turn):
             written += self._open_part("output_text")
         written += self._leave("final_answer")
         written += "".join([self._close_own(own, "incomplete") for own in self._own.values()])
-        if not any(place.item["type"] in _ANSWERS for place in self._places):
+        if not any(_is_answer(place.item) for place in self._places):
             written += self._open_part("output_text") + self._leave("final_answer")
         return written
 
@@ -318,17 +398,32 @@ class ResponseEncoder(Turn):
 
     def _stop_all(self) -> str:
         """Close what is open as incomplete. A client's call is left as it is: nobody must run half of one."""
-        written = "" if self._is_open else self.open()
+        written = ""
+        if not self._status:
+            written += self.open()
+        elif self._sequence == 1:
+            written += self._tell(self._status)
         self.ended, self.plain = True, False
         if self._open_call is not None:
             item = self._open_call.place.item
             item[self._open_call.key] = "".join(self._open_call.texts)
             item["status"] = "incomplete"
             self._open_call = None
-        written += self._leave(None, status="incomplete")
+        written += self._close_left_open() + self._leave(None, status="incomplete")
         return written + "".join([self._close_own(own, "incomplete") for own in self._own.values()])
 
+    def _close_left_open(self, phase: str | None = None) -> str:
+        """Close what the log left open."""
+        left, self._left_open = self._left_open, []
+        written = ""
+        for kind, fields in [missing for logged in left for missing in logged.close(phase)]:
+            delta = fields.pop("delta", "")
+            written += self._deltas(kind, _fields(fields), delta) if delta else self._emit(kind, _fields(fields))
+        return written
+
     def _end(self, event: str, status: objects.ResponseStatus, **more: Any) -> str:
+        if self._error is not None:
+            event, status, more = "response.failed", "failed", {"error": self._error}
         output = [place.item for place in self._places]
         self.response = self._object(status, output=output, usage=self.usage(self._prompt_tokens), **more)
         self.ended, self.plain = True, False
@@ -368,7 +463,7 @@ class ResponseEncoder(Turn):
         """Begin an item behind the others."""
         index = len(self._places)
         item = {"id": self._new_id(PREFIXES[kind]), "type": kind, **fields}
-        place = _Place(index, item, f'"item_id":"{item["id"]}","output_index":{index}')
+        place = _place(index, item)
         self._places.append(place)
         return place, self._emit("response.output_item.added", f'"output_index":{index},"item":{dumps(item)}')
 
@@ -609,7 +704,7 @@ class ResponseEncoder(Turn):
         text = self._within_own_limit(text)
         item = own.place.item
         if event.is_error:
-            item["error"] = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": text}]}
+            item["error"] = objects.tool_error(text)
         else:
             item["output"] = text
         status = "failed" if event.is_error else "completed"

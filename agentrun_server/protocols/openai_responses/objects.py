@@ -1,13 +1,14 @@
 """The objects of the Responses API, as dictionaries with every key that clients look for."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from agentrun_server.core.usage import Usage
 from agentrun_server.errors import APIError
 from agentrun_server.protocols.openai_responses.items import Item
 
 __all__ = [
+    "OWN_KEYS",
     "ResponseStatus",
     "compaction",
     "conversation",
@@ -18,12 +19,20 @@ __all__ = [
     "response",
     "response_deleted",
     "response_error",
+    "tool_error",
     "usage_object",
 ]
 
 ResponseStatus: TypeAlias = Literal["queued", "in_progress", "completed", "failed", "incomplete", "cancelled"]
 
 Object: TypeAlias = dict[str, Any]
+
+OWN_KEYS: Final = frozenset(
+    {
+        "id", "object", "created_at", "completed_at", "status", "error", "incomplete_details", "output", "usage",
+    }
+)  # fmt: skip
+"""Keys of a response that are not what it repeats of the request."""
 
 
 def response(
@@ -74,6 +83,11 @@ def error_event(error: APIError) -> Object:
     """Return the fields of an ``error`` event: flat, as OpenAI has them, and nested, as clients look for them."""
     nested = error.body()["error"]
     return {"code": error.code, "message": error.message, "param": error.param, "error": nested}
+
+
+def tool_error(text: str) -> Object:
+    """Return the ``error`` of a call whose tool failed, for the reason `text`."""
+    return {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": text}]}
 
 
 def response_deleted(id: str) -> Object:  # noqa: A002

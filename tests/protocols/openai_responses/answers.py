@@ -67,12 +67,16 @@ def refused(body: Mapping[str, Any], /, **settings: Any) -> tuple[str | None, st
     return error.param, error.code
 
 
-def encoder_of(body: Mapping[str, Any] | None = None, settings: ResponseSettings | None = None) -> ResponseEncoder:
+def encoder_of(
+    body: Mapping[str, Any] | None = None,
+    settings: ResponseSettings | None = None,
+    new_id: Callable[[str], str] | None = None,
+) -> ResponseEncoder:
     """Return an encoder for the answer to a request with the fields of `body`."""
     return ResponseEncoder(
         call_of(body),
         settings or ResponseSettings(),
-        Counter(),
+        new_id or Counter(),
         id=ID,
         created_at=CREATED,
         prompt_tokens=lambda: PROMPT_TOKENS,

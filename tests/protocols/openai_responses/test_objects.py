@@ -55,6 +55,11 @@ def test_an_error_has_a_code_of_the_closed_list_and_one_of_its_own(error: APIErr
     }
 
 
+def test_a_tool_that_failed_says_why() -> None:
+    content = [{"type": "text", "text": "No net."}]
+    assert objects.tool_error("No net.") == {"type": "mcp_tool_execution_error", "content": content}
+
+
 def test_a_list_names_its_ends() -> None:
     page = {"object": "list", "data": ITEMS, "has_more": True, "first_id": "msg_1", "last_id": "msg_2"}
     assert objects.item_list(ITEMS, has_more=True) == page

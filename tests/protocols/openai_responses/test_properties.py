@@ -11,15 +11,10 @@ from agentrun_server.protocols.openai_responses.encode import ResponseEncoder, R
 from tests.protocols.openai_chat import strategies
 from tests.protocols.openai_chat.answers import same_text
 from tests.protocols.openai_responses.answers import ALLOWED, End, encoder_of, feed, finish, stream_of
+from tests.protocols.openai_responses.strategies import bodies, response_settings
 from tests.support.properties import any_text
 from tests.support.responses_oracle import ParsedResponse, check_response, check_response_stream
 
-_settings = st.builds(
-    ResponseSettings,
-    server_tool_items=st.sampled_from(["mcp_call", "mcp_call", "hidden"]),
-    approval_items=st.booleans(),
-    max_output_bytes=st.sampled_from([50_000, 50_000, 0, 5, 40]),
-)
 _ends: dict[str, End] = {
     "finish": finish,
     "cancel": ResponseEncoder.cancel,
@@ -28,21 +23,6 @@ _ends: dict[str, End] = {
     "rate": lambda encoder: encoder.fail(TooManyRequestsError("Too much.", param="input")),
     "queued": lambda encoder: encoder.cancel() + encoder.finish(1) + encoder.fail(AgentFailedError("late")),
 }
-
-
-@st.composite
-def bodies(draw: st.DrawFn) -> dict[str, Any]:
-    """What a request may ask for."""
-    tools = [{"type": "function", "name": name} for name in draw(st.sets(st.sampled_from(strategies.CLIENT_TOOLS)))]
-    for tool in tools:
-        if draw(st.booleans()) and draw(st.booleans()):
-            tool["type"] = "custom"
-    return {
-        "tools": tools,
-        "include": draw(st.sampled_from([[], ["message.output_text.logprobs"]])),
-        "stream_options": {"include_obfuscation": draw(st.booleans())},
-        "max_tool_calls": draw(st.sampled_from([None, None, 1, 2])),
-    }
 
 
 def check(items: list[Any], body: dict[str, Any], settings: ResponseSettings, end: str = "finish") -> ParsedResponse:
@@ -57,21 +37,21 @@ def check(items: list[Any], body: dict[str, Any], settings: ResponseSettings, en
     return parsed
 
 
-@given(strategies.items, bodies(), _settings, st.sampled_from(sorted(_ends)))
+@given(strategies.items, bodies(), response_settings, st.sampled_from(sorted(_ends)))
 def test_anything_an_agent_may_yield_gives_a_valid_stream(
     items: list[Any], body: dict[str, Any], settings: ResponseSettings, end: str
 ) -> None:
     check(items, body, settings, end)
 
 
-@given(st.lists(strategies.wrong_items, min_size=1, max_size=3), strategies.items, bodies(), _settings)
+@given(st.lists(strategies.wrong_items, min_size=1, max_size=3), strategies.items, bodies(), response_settings)
 def test_what_no_agent_should_yield_is_refused_or_read_but_breaks_nothing(
     wrong: list[Any], items: list[Any], body: dict[str, Any], settings: ResponseSettings
 ) -> None:
     check([*items[:3], *wrong, *items[3:]], body, settings)
 
 
-@given(strategies.items, bodies(), _settings, st.booleans())
+@given(strategies.items, bodies(), response_settings, st.booleans())
 def test_a_stream_that_is_opened_early_says_the_same(
     items: list[Any], body: dict[str, Any], settings: ResponseSettings, queued: bool
 ) -> None:

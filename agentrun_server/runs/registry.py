@@ -1,0 +1,477 @@
+"""The runs of this server that outlive a request: started, found, cancelled, and ended when nobody runs them any more.
+
+Everything that must be looked after is a task of this object: the worker's lease, runs that others asked to cancel,
+runs of dead workers, and what need not be kept any more. The storage is opened with the first use.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from agentrun_server.config import ServerConfig
+from agentrun_server.errors import APIError, NotFoundError, ServiceUnavailableError
+from agentrun_server.observability.logs import get_logger
+from agentrun_server.runs.entry import CANCELLING, OPEN, Entry, Outcome
+from agentrun_server.runs.journal import Journal, topic
+from agentrun_server.runs.recording import Recording
+from agentrun_server.runs.retention import Retention
+from agentrun_server.runs.run import RunStatus, StopReason
+from agentrun_server.runs.sweeper import Sweeper
+from agentrun_server.runs.turns import Turns
+from agentrun_server.runs.worker import Worker, worker_topic
+from agentrun_server.storage.contracts import (
+    Change,
+    ConflictError,
+    Lease,
+    Record,
+    StorageError,
+    StorageUnavailableError,
+    Update,
+)
+from agentrun_server.storage.local_bus import LocalBus
+from agentrun_server.storage.opening import Storage, sqlite_path
+
+__all__ = ["KindOfRun", "Revived", "Runs", "storage_lost", "worker_lost"]
+
+logger = get_logger("agentrun_server.runs")
+
+_PAGE: Final = 500
+_LOOK_EVERY: Final = 1.0
+"""Seconds after which readers and workers look by themselves."""
+_LOOK_OFTEN: Final = 0.1
+"""The same where no bus tells one process of another."""
+_CANCEL_WAIT: Final = 5.0
+"""Seconds that a worker has to end a run which was cancelled elsewhere, before the answer is given."""
+_MAX_ATTEMPTS: Final = 3
+
+
+def worker_lost() -> APIError:
+    """Return why a run failed whose worker died."""
+    error = ServiceUnavailableError("The server that ran this was lost before it had finished.", code="worker_lost")
+    return error.no_retry()
+
+
+def storage_lost() -> APIError:
+    """Return why a run failed that could not be written down."""
+    error = ServiceUnavailableError("What the agent said could not be stored.", code="storage_unavailable")
+    return error.no_retry()
+
+
+class KindOfRun(Protocol):
+    """What a protocol knows of the runs it stores."""
+
+    def conclude(
+        self, record: Record, events: Sequence[bytes], error: APIError | None
+    ) -> tuple[Entry, list[bytes], Outcome]:
+        """Return the last events of a run that nobody runs any more, failed or (without `error`) cancelled."""
+        ...
+
+    async def revive(self, record: Record, events: Sequence[bytes], *, attempt: int) -> "Revived | None":
+        """Return what runs it again; None when that cannot be."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Revived:
+    """A run that goes on with another worker."""
+
+    recording: Recording
+    entry: Entry
+    body: Mapping[str, Any]
+    """What its record says from now on, besides its worker."""
+    changes: Sequence[Change] = ()
+    """What must be so too, or else it cannot go on."""
+
+
+class Runs:
+    """The runs of one server.
+
+    Args:
+        config: of the server.
+        new_id: makes an id with the prefix it is given.
+        sweeper: looks after each run.
+        open_storage: opens what runs are kept in.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        new_id: Callable[[str], str],
+        sweeper: Sweeper,
+        open_storage: Callable[[], Awaitable[Storage]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._new_id = new_id
+        self._sweeper = sweeper
+        self._open_storage = open_storage
+        self._clock = clock
+        self.kinds: Mapping[str, KindOfRun] = {}
+        self.local: dict[str, Recording] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._opening: asyncio.Task[Storage] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = False
+        self._worker: Worker
+        self.turns: Turns
+
+    # --- the storage
+
+    async def storage(self) -> Storage:
+        """Return the storage, opened when it is not.
+
+        Raises:
+            StorageError: it cannot be opened.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # test clients run each request in a loop of its own
+            self._loop, self._opening = loop, None
+            self._tasks, self.local = set(), {}
+        if self._opening is None or (self._opening.done() and _failed(self._opening)):
+            self._opening = loop.create_task(self._open())
+        return await asyncio.shield(self._opening)
+
+    def open_soon(self) -> None:
+        """Open the storage if there is anything in it: what was left there must be ended, or run again."""
+        path = sqlite_path(self._config.store_url or "sqlite")
+        if path is None or path.exists():
+            self._spawn(self._open_at_last())
+
+    async def _open_at_last(self) -> None:
+        while True:
+            try:
+                await self.storage()
+            except StorageUnavailableError:
+                logger.warning("the store cannot be opened now")
+            except Exception:
+                logger.exception("the store cannot be opened")
+                return
+            else:
+                return
+            await asyncio.sleep(self._config.worker_lease / 6)
+
+    async def delete(self, record: Record) -> None:
+        """Stop the run of a record that is about to be deleted."""
+        local = self.local.get(record.id)
+        if local is not None:
+            local.stop(StopReason.DELETED)
+        else:
+            await self.cancel(record)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a storage now."""
+        opening = self._opening
+        return opening is not None and opening.done() and not _failed(opening)
+
+    async def _open(self) -> Storage:
+        storage = await self._open_storage()
+        try:
+            self._worker = Worker(storage.store, storage.leases, self._new_id, self._config.worker_lease)
+            await self._join(storage)
+        except BaseException:
+            await storage.aclose()
+            raise
+        self._closing = False
+        lease = self._config.worker_lease
+        self._spawn(self._keep(lease / 3, lambda: self._renew(storage)))
+        self._spawn(self._keep(lease / 6, lambda: self._bury_dead(storage)))
+        self._spawn(self._keep(self._look_every(storage), lambda: self._look_for_cancelled(storage)))
+        retention = Retention(storage.store, storage.leases, self._worker.id, max_bytes=self._config.store_max_bytes)
+        self._spawn(retention.run())
+        return storage
+
+    async def _join(self, storage: Storage) -> None:
+        await self._worker.join()
+        self.turns = Turns(lambda: _same(storage), self._worker.id, look_every=self._look_every(storage))
+        self._spawn(self._hear(storage, self._worker.id))
+
+    @staticmethod
+    def _look_every(storage: Storage) -> float:
+        return _LOOK_OFTEN if isinstance(storage.bus, LocalBus) else _LOOK_EVERY
+
+    async def aclose(self) -> None:
+        """Let go of everything: others take what is left at once."""
+        self._closing = True
+        opening, self._opening = self._opening, None
+        if opening is None or self._loop is not asyncio.get_running_loop():
+            return
+        opening.cancel()
+        await asyncio.wait([opening])
+        for recording in list(self.local.values()):
+            recording.stop(StopReason.SHUTDOWN)
+        running = [recording.task for recording in self.local.values() if recording.task is not None]
+        if running:
+            await asyncio.wait(running, timeout=self._config.cancel_grace)
+        tasks, self._tasks = self._tasks, set()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if not opening.cancelled() and opening.exception() is None:
+            storage = opening.result()
+            with contextlib.suppress(StorageError):
+                await self.turns.retry()
+            await self._worker.leave()
+            await storage.aclose()
+
+    def _spawn(self, coroutine: Any) -> "asyncio.Task[Any]":
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- starting
+
+    def journal(self, storage: Storage, entry: Entry, recording: Recording, **options: Any) -> Journal:
+        """Return a journal for `recording`, which gets it."""
+        worker = self._worker
+        identity = worker.id
+        recording.journal = Journal(
+            storage.store,
+            storage.bus,
+            entry,
+            worker=identity,
+            # A new worker is another one: what this run writes is refused then.
+            lease=lambda: worker.lease if worker.id == identity else Lease("", identity, -1),
+            lost=lambda reason: self._lost(recording, reason),
+            **options,
+        )
+        return recording.journal
+
+    def start(self, recording: Recording) -> None:
+        """Run `recording`, in a task of this object."""
+        self.local[recording.id] = recording
+        self._sweeper.add(recording)
+        recording.task = task = self._spawn(recording.execute())
+        task.add_done_callback(lambda _: self._ended(recording))
+
+    def _ended(self, recording: Recording) -> None:
+        if self.local.get(recording.id) is recording:
+            del self.local[recording.id]
+        self._sweeper.discard(recording)
+
+    def _lost(self, recording: Recording, reason: StopReason) -> None:
+        recording.stop(reason)
+        if not self._closing:
+            self._spawn(self._look_after(recording.journal.entry.kind, recording.id))
+
+    async def _look_after(self, kind: str, run: str) -> None:
+        """Find out why a run of ours cannot be written any more, and end it if that is ours to do."""
+        storage = await self.storage()
+        for pause in itertools.chain((0.0, 1.0, 5.0), itertools.repeat(30.0)):
+            await asyncio.sleep(pause)
+            try:
+                record = await storage.store.get(kind, run, None)
+                if record is not None and record.status in OPEN and record.body.get("worker") == self._worker.id:
+                    await self._end(storage, record, self._worker.lease, storage_lost())
+            except StorageError:
+                continue
+            return
+
+    # --- reading and cancelling
+
+    async def follow(self, record: Record, after: int) -> AsyncGenerator[list[bytes], None]:
+        """Yield the events of a run, of any worker's, with numbers greater than `after`, until it has ended."""
+        local = self.local.get(record.id)
+        if local is not None:
+            async for batch in local.journal.follow(after):
+                yield batch
+            return
+        storage = await self.storage()
+        async with storage.bus.subscribe(topic(record.id)) as news:
+            while True:
+                # In this order: what is written before it ends is there when it has.
+                current = await storage.store.get(record.kind, record.id, None)
+                while events := await storage.store.events(record.id, after, _PAGE):
+                    after = events[-1].number
+                    yield [event.data for event in events]
+                if current is None or current.status not in OPEN:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._look_every(storage)):
+                        await anext(news)
+
+    async def reload(self, record: Record) -> Record:
+        """Return a record as it is now.
+
+        Raises:
+            NotFoundError: it has been deleted.
+            StorageError: the store cannot be read now.
+        """
+        storage = await self.storage()
+        current = await storage.store.get(record.kind, record.id, None)
+        if current is None:
+            raise NotFoundError("It has been deleted.", code="not_found")
+        return current
+
+    async def cancel(self, record: Record) -> Record:
+        """End a run that is open; return its record as it is then.
+
+        Raises:
+            StorageError: the store cannot be read or written now.
+        """
+        storage = await self.storage()
+        local = self.local.get(record.id)
+        if local is not None:
+            local.stop(StopReason.CANCELLED)
+            await local.journal.wait_closed()
+        elif record.status in OPEN:
+            await self._cancel_elsewhere(storage, record)
+        return await storage.store.get(record.kind, record.id, None) or record
+
+    async def _cancel_elsewhere(self, storage: Storage, record: Record) -> None:
+        with contextlib.suppress(ConflictError):  # it has ended, or somebody else was faster
+            expect = OPEN - {CANCELLING}
+            change = Update(kind=record.kind, id=record.id, status=CANCELLING, expect_status=expect)
+            await storage.store.commit([change])
+        async with storage.bus.subscribe(topic(record.id)) as news:
+            await storage.bus.publish(worker_topic(str(record.body.get("worker"))), record.id.encode())
+            deadline = asyncio.get_running_loop().time() + _CANCEL_WAIT
+            while (left := deadline - asyncio.get_running_loop().time()) > 0:
+                current = await storage.store.get(record.kind, record.id, None)
+                if current is None or current.status not in OPEN:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, self._look_every(storage))):
+                        await anext(news)
+
+    async def _hear(self, storage: Storage, worker: str) -> None:
+        """Cancel the runs that others name."""
+        async with storage.bus.subscribe(worker_topic(worker)) as messages:
+            async for message in messages:
+                recording = self.local.get(message.decode("utf-8", "replace"))
+                if recording is not None:
+                    recording.stop(StopReason.CANCELLED)
+
+    async def _look_for_cancelled(self, storage: Storage) -> None:
+        """Cancel the runs that somebody wanted to be cancelled and could not tell us of."""
+        if not any(recording.journal.entry.begun for recording in self.local.values()):
+            return
+        for kind in self.kinds:
+            page = await storage.store.list(kind, None, statuses={CANCELLING}, limit=100)
+            for record in page.records:
+                recording = self.local.get(record.id)
+                if recording is not None:
+                    recording.stop(StopReason.CANCELLED)
+
+    # --- the worker
+
+    async def _keep(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        """Do `work` again and again."""
+        failing = False
+        while True:
+            try:
+                await work()
+            except Exception as exc:  # the next time may go well, whatever it is
+                if not failing:
+                    unexpected = not isinstance(exc, StorageError)
+                    logger.warning("the store cannot be asked now", exc_info=unexpected)
+                failing = True
+            else:
+                failing = False
+            await asyncio.sleep(min(seconds, _LOOK_EVERY) if failing else seconds)
+
+    async def _renew(self, storage: Storage) -> None:
+        if not await self._worker.renew():
+            logger.error("this worker was taken for dead: its runs are lost", extra={"runs": len(self.local)})
+            # First nobody can write in the old name, then the new one begins.
+            for recording in list(self.local.values()):
+                recording.stop(StopReason.LEASE_LOST)
+            await self._join(storage)
+        await self.turns.retry()
+
+    async def _bury_dead(self, storage: Storage) -> None:
+        async for worker, lease in self._worker.dead():
+            count = await self._end_runs_of(storage, worker, lease)
+            await self._worker.bury(worker)
+            if count:
+                logger.warning("a worker was lost", extra={"worker": worker, "runs": count})
+
+    async def _end_runs_of(self, storage: Storage, worker: str, lease: Lease) -> int:
+        count = 0
+        for kind in self.kinds:
+            after: str | None = None
+            while True:
+                page = await storage.store.list(
+                    kind, None, statuses=OPEN, fields={"worker": worker}, after=after, limit=100
+                )
+                for record in page.records:
+                    await self._inherit(storage, record, lease)
+                    count += 1
+                if not page.has_more:
+                    break
+                after = page.records[-1].id
+        return count
+
+    async def _inherit(self, storage: Storage, record: Record, lease: Lease) -> None:
+        """Run what a dead worker left again if that is allowed, else end it."""
+        waits = record.status == RunStatus.QUEUED
+        attempt = int(record.body.get("attempt", 1)) + (0 if waits else 1)
+        model = record.body.get("model")
+        idempotent = {"*", model} & set(self._config.idempotent_models)
+        if record.status != CANCELLING and (waits or (idempotent and record.body.get("background"))):
+            if attempt > _MAX_ATTEMPTS:
+                logger.warning("a run was lost too often", extra={"run": record.id})
+            elif await self._adopt(storage, record, lease, attempt):
+                return
+        await self._end(storage, record, lease, worker_lost())
+
+    async def _adopt(self, storage: Storage, record: Record, lease: Lease, attempt: int) -> bool:
+        events = await self._events(storage, record.id)
+        revived = await self.kinds[record.kind].revive(record, events, attempt=attempt)
+        if revived is None:
+            return False
+        change = Update(
+            kind=record.kind,
+            id=record.id,
+            body={**revived.body, "worker": self._worker.id},
+            status=RunStatus.QUEUED.value,
+            expect_version=record.version,
+            fence=lease,
+        )
+        try:
+            await storage.store.commit([change, *revived.changes])
+        except ConflictError:
+            return False
+        logger.info("a run of a lost worker goes on here", extra={"run": record.id, "attempt": attempt})
+        self.journal(storage, revived.entry, revived.recording, written=len(events))
+        self.start(revived.recording)
+        return True
+
+    async def _end(self, storage: Storage, record: Record, lease: Lease | None, error: APIError) -> None:
+        """Write the end of a run that nobody runs."""
+        events = await self._events(storage, record.id)
+        cancelled = record.status == CANCELLING
+        entry, written, outcome = self.kinds[record.kind].conclude(record, events, None if cancelled else error)
+        journal = Journal(
+            storage.store,
+            storage.bus,
+            entry,
+            worker=self._worker.id,
+            lease=lambda: lease,
+            lost=lambda _: None,
+            written=len(events),
+            keep_events=bool(events),
+        )
+        journal.finish(written, outcome)
+        await journal.wait_closed()
+
+    async def _events(self, storage: Storage, run: str) -> list[bytes]:
+        events: list[bytes] = []
+        while page := await storage.store.events(run, len(events) - 1, _PAGE):
+            events += [event.data for event in page]
+        return events
+
+
+async def _same(storage: Storage) -> Storage:
+    return storage
+
+
+def _failed(task: "asyncio.Task[Storage]") -> bool:
+    return task.cancelled() or task.exception() is not None

@@ -1,0 +1,138 @@
+"""Reading a request for a response, with what was said before it.
+
+What a request refers to (`previous_response_id`, `conversation`, items by id) is looked up among its owner's objects.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agentrun_server.config import ServerConfig
+from agentrun_server.core.request import Headers
+from agentrun_server.errors import InvalidRequestError, NotFoundError
+from agentrun_server.invoker.agent import Agent
+from agentrun_server.protocols.openai_chat.decode import parse_json
+from agentrun_server.protocols.openai_responses.compaction import expand
+from agentrun_server.protocols.openai_responses.decode import ResponsesCall, decode
+from agentrun_server.protocols.openai_responses.items import Item, references, resolve
+from agentrun_server.protocols.openai_responses.messages import to_messages
+from agentrun_server.runs.history import (
+    conversation_items,
+    find_previous,
+    previous_not_found,
+    resolve_references,
+    response_context,
+)
+from agentrun_server.runs.registry import Runs
+from agentrun_server.server.agents import Agents
+from agentrun_server.server.resources import owner_of
+from agentrun_server.storage.contracts import Store
+
+__all__ = ["Question", "QuestionReader", "conversation_not_found"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A request that was read. Its messages are those of the whole conversation."""
+
+    call: ResponsesCall
+    agent: Agent
+    owner: str
+    items: Sequence[Item] = ()
+    """The input, without references and compactions."""
+    made: frozenset[str] = frozenset()
+    """Ids of items that were made here."""
+    history: Sequence[str] = ()
+    """Ids of the responses before, oldest first."""
+    body: Mapping[str, Any] | None = None
+    """What was sent, for who runs it again: only of a run in the background."""
+
+
+def conversation_not_found(conversation: str) -> NotFoundError:
+    """Return the answer to who names a conversation that is not there."""
+    return NotFoundError(
+        f"Conversation with id '{conversation}' not found.", code="conversation_not_found", param="conversation"
+    )
+
+
+class QuestionReader:
+    """Reads requests. Without `runs` nothing is stored, and nothing stored can be referred to."""
+
+    def __init__(self, config: ServerConfig, agents: Agents, new_id: Callable[[str], str], runs: Runs | None) -> None:
+        self._config = config
+        self._agents = agents
+        self._new_id = new_id
+        self._runs = runs
+
+    async def read(self, body: bytes, headers: Headers, principal: Any, request_id: str) -> Question:
+        """Read a request.
+
+        Raises:
+            APIError: it is malformed, refers to something that is not there, or may not be made.
+            StorageError: what it refers to cannot be read now.
+        """
+        made: set[str] = set()
+        raw = parse_json(body)
+        # `decode` uses it up.
+        kept = parse_json(body) if raw.get("background") is True else None
+        call = decode(
+            raw,
+            headers,
+            self._recording_ids(made),
+            max_items=self._config.max_messages,
+            strict_fields=self._config.strict_fields,
+        )
+        call.request.principal, call.request.request_id = principal, request_id
+        agent = self._agents.find(call.request.model, principal)
+        if self._runs is None and call.store:
+            if call.background:
+                raise InvalidRequestError(
+                    "This server stores nothing, so nothing can run in the background.", param="background"
+                )
+            call = replace(call, store=False, echo={**call.echo, "store": False})
+        question = Question(call=call, agent=agent, owner=owner_of(principal), made=frozenset(made), body=kept)
+        return await self.with_context(question)
+
+    async def with_context(self, question: Question) -> Question:
+        """Return `question` with what was said before it, as it is now.
+
+        Raises:
+            APIError: it refers to something that is not there.
+            StorageError: that cannot be read now.
+        """
+        call, owner, made = question.call, question.owner, set(question.made)
+        referred = references(call.items)
+        store: Store | None = None
+        if self._runs is not None and (referred or call.previous_response_id or call.conversation):
+            store = (await self._runs.storage()).store
+        known = await resolve_references(store, referred, owner) if store is not None and referred else {}
+        max_items = self._config.max_messages
+        items = expand(resolve(call.items, known), self._recording_ids(made), max_items=max_items)
+        context: list[Item] = []
+        history: list[str] = []
+        if call.previous_response_id is not None:
+            context, history = await self._before_response(store, call.previous_response_id, owner)
+        elif call.conversation is not None:
+            context = await self._before_turn(store, call.conversation, owner)
+        call.request.messages = to_messages([*context, *items], call.instructions)
+        return replace(question, items=items, made=frozenset(made), history=history)
+
+    def _recording_ids(self, made: set[str]) -> Callable[[str], str]:
+        def new_id(prefix: str) -> str:
+            identity = self._new_id(prefix)
+            made.add(identity)
+            return identity
+
+        return new_id
+
+    async def _before_response(self, store: Store | None, previous: str, owner: str) -> tuple[list[Item], list[str]]:
+        if store is None:
+            raise previous_not_found(previous)
+        record = await find_previous(store, previous, owner)
+        context = await response_context(store, record, owner, max_items=self._config.max_messages)
+        return context, [*record.body["history"], previous]
+
+    async def _before_turn(self, store: Store | None, conversation: str, owner: str) -> list[Item]:
+        if store is None or await store.get("conversation", conversation, owner) is None:
+            raise conversation_not_found(conversation)
+        return await conversation_items(store, conversation, owner, max_items=self._config.max_messages)

@@ -1,0 +1,299 @@
+"""``POST …/responses``: a response, streamed or whole, at once or in the background, stored or not.
+
+One that is not stored is answered as a chat is: the agent runs in the request's own task. One that is stored is a
+`Recording`: it belongs to the server, its events are durable before they are sent, and the request reads its log like
+anybody else who comes later.
+"""
+
+import asyncio
+import time
+from contextlib import aclosing
+from functools import partial
+from typing import Final
+
+from agentrun_server.core.request import Headers
+from agentrun_server.errors import APIError, TooManyRequestsError
+from agentrun_server.protocols.json_text import dumps
+from agentrun_server.protocols.openai_responses.encode import DONE, ResponseEncoder
+from agentrun_server.runs.idempotency import Claim, read_claim
+from agentrun_server.runs.pump import Silent, pump
+from agentrun_server.runs.recording import Recording
+from agentrun_server.runs.registry import Runs, storage_lost
+from agentrun_server.runs.run import RunStatus, StopReason
+from agentrun_server.runs.turns import ConversationLockedError
+from agentrun_server.server.asgi import Scope
+from agentrun_server.server.attachment import Attachment
+from agentrun_server.server.handler import RunHandler, check_media_type, prompt_tokens, raw_request
+from agentrun_server.server.question import Question, QuestionReader, conversation_not_found
+from agentrun_server.server.response_runs import (
+    ResponseRun,
+    ResponseRuns,
+    encode_error,
+    error_of,
+    response_settings,
+)
+from agentrun_server.server.services import Services
+from agentrun_server.server.stored_responses import response_of
+from agentrun_server.storage.contracts import ConflictError, Record
+from agentrun_server.storage.opening import Storage
+
+__all__ = ["ResponsesHandler"]
+
+_REPLAYED: Final = ((b"idempotent-replayed", b"true"),)
+_TWIN_WAIT: Final = 2.0
+"""Seconds in which a request finds its twin by its key, when that one has the turn of the conversation already."""
+_TWIN_LOOK: Final = 0.05
+
+
+class ResponsesHandler(RunHandler):
+    """Answers requests for responses. Without `runs` nothing is stored."""
+
+    def __init__(self, services: Services, runs: Runs | None) -> None:
+        super().__init__(services)
+        self._runs = runs
+        self._questions = QuestionReader(services.config, services.agents, services.new_id, runs)
+        self._settings = response_settings(services)
+        self._kind = None if runs is None else ResponseRuns(services, runs)
+        if runs is not None and self._kind is not None:
+            runs.kinds = {**runs.kinds, "response": self._kind}
+
+    async def _answer(self, attachment: Attachment, scope: Scope) -> None:
+        headers = Headers(scope["headers"])
+        check_media_type(headers, self._config.max_body_bytes)
+        body = await attachment.read_body()
+        state = scope.get("state") or {}
+        question = await self._questions.read(body, headers, state.get("principal"), attachment.request_id)
+        call = question.call
+        call.request._raw_request = partial(raw_request, scope, body)
+        attachment.request = call.request
+        attachment.meter = state.get("usage")
+        if self._runs is None or not call.store:
+            await self._answer_unstored(attachment, question)
+            return
+        claim = read_claim(headers, question.owner, "responses", body, self._config.idempotency_ttl)
+        begun = await self._begin(attachment, self._runs, question, claim)
+        if isinstance(begun, Record):
+            await self._replay(attachment, self._runs, begun, stream=call.request.stream)
+        else:
+            await self._answer_stored(attachment, begun, question)
+
+    # --- not stored
+
+    async def _answer_unstored(self, attachment: Attachment, question: Question) -> None:
+        call, request = question.call, question.call.request
+        encoder = ResponseEncoder(
+            call,
+            self._settings,
+            self._new_id,
+            id=self._new_id("resp_"),
+            created_at=int(time.time()),
+            prompt_tokens=partial(prompt_tokens, request),
+        )
+        attachment.used = partial(encoder.usage, partial(prompt_tokens, request))
+        await self._enter(attachment)
+        source = question.agent.open(request, self._threads)
+        if request.stream:
+            attachment.encode_error = encoder.fail
+            rest = await pump(attachment, source, encoder)
+            rest += encoder.finish(int(time.time()))
+            attachment.run.move(_status(encoder))
+            await attachment.finish(rest)
+        else:
+            await pump(attachment, source, Silent(encoder))
+            encoder.finish(int(time.time()))
+            attachment.run.move(_status(encoder))
+            await attachment.answer(200, dumps(encoder.response).encode())
+
+    # --- stored
+
+    async def _begin(
+        self, attachment: Attachment, runs: Runs, question: Question, claim: Claim | None
+    ) -> ResponseRun | Record:
+        """Start the run; or return the record of the one that this request asked for before."""
+        storage = await runs.storage()
+        conversation = question.call.conversation
+        while True:
+            known = await claim.find(storage.store, time.time()) if claim is not None else None
+            if known is not None:
+                return known
+            identity = self._new_id("resp_")
+            if conversation is None:
+                try:
+                    return await self._start(attachment, storage, runs, question, identity, claim)
+                except ConflictError:
+                    if claim is None:
+                        raise
+                continue  # its twin was faster
+            known = await self._take_turn(storage, runs, conversation, identity, claim)
+            if known is not None:
+                return known
+            started = False
+            try:
+                # What was said while this turn waited comes before it.
+                question = await self._questions.with_context(question)
+                run = await self._start(attachment, storage, runs, question, identity, claim)
+                started = True
+                return run
+            except ConflictError:
+                if claim is None:
+                    raise
+            finally:
+                if not started:
+                    await runs.turns.release("conversation", conversation, identity)
+
+    async def _take_turn(
+        self, storage: Storage, runs: Runs, conversation: str, run: str, claim: Claim | None
+    ) -> Record | None:
+        """Wait for the turn of the conversation, unless this request turns out to be the twin of the one that has it.
+
+        Raises:
+            APIError: it is not to be had, or there is no such conversation.
+        """
+        config = self._config
+        wait = config.conversation_wait if config.conversation_busy == "wait" else 0.0
+        try:
+            await runs.turns.take("conversation", conversation, run, wait=wait)
+        except KeyError:
+            raise conversation_not_found(conversation) from None
+        except ConversationLockedError:
+            deadline = time.monotonic() + _TWIN_WAIT
+            while claim is not None and time.monotonic() < deadline:
+                known = await claim.find(storage.store, time.time())
+                if known is not None:
+                    return known
+                await asyncio.sleep(_TWIN_LOOK)
+            raise
+        return None
+
+    async def _start(
+        self,
+        attachment: Attachment,
+        storage: Storage,
+        runs: Runs,
+        question: Question,
+        identity: str,
+        claim: Claim | None,
+    ) -> ResponseRun:
+        """Write down what must be known before the agent runs, and start it.
+
+        Raises:
+            APIError: there is no place for it.
+            ConflictError: its twin has begun.
+            StorageError: nothing can be written now.
+        """
+        assert self._kind is not None, "there is a storage"
+        background = question.call.background
+        turn = runs.turns.holder(identity) if question.call.conversation is not None else ""
+        run = self._kind.make(question, identity, claim, turn, attachment.request_id)
+        recording = run.recording
+        recording.meter = attachment.meter
+        journal = runs.journal(storage, run.entry, recording, keep_events=run.entry.body["streamed"])
+        if background:
+            self._check_background(runs)
+            await journal.begin(RunStatus.QUEUED, recording.script.open())
+        else:
+            await self._take_place(attachment, recording)
+            if claim is not None or turn:
+                try:
+                    await journal.begin(RunStatus.IN_PROGRESS)
+                except BaseException:
+                    recording.release()
+                    raise
+        runs.start(recording)
+        return run
+
+    def _check_background(self, runs: Runs) -> None:
+        count = sum(one.is_background for one in runs.local.values())
+        if count >= self._config.max_background_runs:
+            raise TooManyRequestsError("Too many runs are in the background. Please try again later.").retry_after(10.0)
+
+    async def _take_place(self, attachment: Attachment, recording: Recording) -> None:
+        if not self._admission.try_enter():
+            attachment.watch()
+            await self._admission.enter()
+        recording.enter(self._admission.leave)
+
+    # --- the answer
+
+    async def _answer_stored(self, attachment: Attachment, run: ResponseRun, question: Question) -> None:
+        recording, call = run.recording, question.call
+        attachment.run.move(RunStatus.IN_PROGRESS)
+        attachment.reads_log = True
+        attachment.begin()
+        try:
+            if call.request.stream:
+                await self._send_stream(attachment, run)
+            elif call.background:
+                await attachment.answer(200, dumps(run.entry.body["response"]).encode())
+            else:
+                await self._send_whole(attachment, run)
+        finally:
+            recording.count()
+            attachment.first_event = recording.first_event
+            attachment.run.move(recording.run.status)
+            attachment.exchange.note({"response": recording.id})
+            # Who left ends its run, unless that is meant to go on.
+            goes_on = attachment.disconnected and self._config.on_disconnect == "continue"
+            if not call.background and not goes_on:
+                recording.stop(StopReason.DISCONNECTED)
+
+    async def _send_stream(self, attachment: Attachment, run: ResponseRun) -> None:
+        sent = 0
+        attachment.encode_error = lambda error: self._encode_error(run, error, sent)
+        attachment.watch()
+        journal = run.recording.journal
+        async with aclosing(journal.follow()) as batches:
+            async for batch in batches:
+                sent += len(batch)
+                await attachment.send(b"".join(batch))
+                if attachment.disconnected:
+                    return
+        if not journal.settled or not sent:
+            raise run.recording.error or storage_lost()
+        await attachment.finish(DONE)
+
+    def _encode_error(self, run: ResponseRun, error: APIError, sent: int) -> str:
+        """Return the end of a stream whose own end is not in the log, behind so many events."""
+        assert self._kind is not None, "there is a storage"
+        encoder = self._kind.another(run)
+        encoder.go_on_at(sent)
+        return encoder.fail(error)
+
+    async def _send_whole(self, attachment: Attachment, run: ResponseRun) -> None:
+        attachment.watch()
+        journal = run.recording.journal
+        await journal.wait_closed()
+        if run.recording.error is not None:
+            raise run.recording.error
+        if not journal.settled:
+            raise storage_lost()
+        await attachment.answer(200, dumps(run.encoder.response).encode())
+
+    async def _replay(self, attachment: Attachment, runs: Runs, record: Record, *, stream: bool) -> None:
+        """Answer with what another request of the same key has got, or gets now."""
+        attachment.reads_log = True
+        attachment.begin()
+        attachment.watch()
+        if record.body["background"] and not stream:
+            await attachment.answer(200, dumps(response_of(record)).encode(), _REPLAYED)
+            return
+        if stream:
+            attachment.encode_error = encode_error
+        async with aclosing(runs.follow(record, -1)) as batches:
+            async for batch in batches:
+                if stream:
+                    await attachment.send(b"".join(batch))
+        ended = await runs.reload(record)
+        error = error_of(ended)
+        if error is not None and not attachment.started:
+            raise error
+        if stream:
+            await attachment.finish(DONE)
+        else:
+            await attachment.answer(200, dumps(response_of(ended)).encode(), _REPLAYED)
+
+
+def _status(encoder: ResponseEncoder) -> RunStatus:
+    response = encoder.response
+    assert response is not None, "it has ended"
+    return RunStatus(response["status"])

@@ -1,0 +1,185 @@
+"""What an answer has before it: of conversations, of responses, and by reference."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentrun_server.errors import InvalidRequestError
+from agentrun_server.protocols.openai_responses.items import Item
+from agentrun_server.runs.history import (
+    conversation_items,
+    find_previous,
+    item_records,
+    renamed,
+    resolve_references,
+    response_context,
+)
+from agentrun_server.storage.contracts import Create, Delete, Record
+from agentrun_server.storage.sqlite import SQLiteStore
+from tests.protocols.openai_responses.answers import Counter
+from tests.support.stored import ALICE, BOB, response_record
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SQLiteStore]:
+    opened = SQLiteStore(tmp_path / "test.db", durable=False)
+    yield opened
+    await opened.aclose()
+
+
+def user(name: str) -> Item:
+    return {"type": "message", "id": name, "role": "user", "content": [], "status": "completed"}
+
+
+def agent(name: str) -> Item:
+    return {"type": "message", "id": name, "role": "assistant", "content": [], "status": "completed"}
+
+
+def ids(items: list[Item]) -> list[str]:
+    return [item["id"] for item in items]
+
+
+async def converse(store: SQLiteStore, conversation: str, *items: Item, owner: str = ALICE) -> None:
+    """Add items to a conversation, which is made when it is not there."""
+    if await store.get("conversation", conversation, None) is None:
+        await store.commit([Create(Record(kind="conversation", id=conversation, owner=owner, body={"metadata": {}}))])
+    await store.commit(item_records(items, conversation, owner))
+
+
+async def respond(store: SQLiteStore, name: str, **more: Any) -> Record:
+    """Store the response `name`, whose input is u<name> and whose output is a<name>, each with a record."""
+    record = response_record(name, question=[user(f"u{name}")], output=[agent(f"a{name}")], **more)
+    await store.commit([Create(record)])
+    if not record.body["conversation"]:
+        own = [Record(kind="item", id=f"{k}{name}", owner=record.owner, parent=name, body={}) for k in "ua"]
+        await store.commit([Create(one) for one in own])
+    return record
+
+
+def problem(error: pytest.ExceptionInfo[InvalidRequestError]) -> tuple[int, str | None, str | None]:
+    return error.value.status_code, error.value.code, error.value.param
+
+
+# --- conversations
+
+
+async def test_a_conversation_is_read_in_the_order_in_which_it_was_made(store: SQLiteStore) -> None:
+    await converse(store, "c", user("z"), agent("b"), user("a"))
+    await converse(store, "other", user("x"))
+    assert await conversation_items(store, "c", ALICE, max_items=3) == [user("z"), agent("b"), user("a")]
+    assert await conversation_items(store, "c", BOB, max_items=3) == []
+    assert await conversation_items(store, "nope", ALICE, max_items=3) == []
+
+
+@pytest.mark.parametrize(("most", "left"), [(0, []), (1, []), (2, ["3", "4"]), (4, ["3", "4"]), (5, list("01234"))])
+async def test_of_a_long_one_the_newest_turns_are_left(store: SQLiteStore, most: int, left: list[str]) -> None:
+    await converse(store, "c", user("0"), agent("1"), agent("2"), user("3"), agent("4"))
+    assert ids(await conversation_items(store, "c", ALICE, max_items=most)) == left
+
+
+async def test_a_history_may_begin_with_what_stands_for_all_before(store: SQLiteStore) -> None:
+    await converse(store, "c", user("0"), {"type": "compaction", "id": "1", "encrypted_content": ""}, agent("2"))
+    assert ids(await conversation_items(store, "c", ALICE, max_items=2)) == ["1", "2"]
+
+
+# --- responses
+
+
+async def test_a_chain_of_responses_is_their_input_and_output(store: SQLiteStore) -> None:
+    await respond(store, "1")
+    await respond(store, "2", history=["1"])
+    last = await respond(store, "3", history=["1", "2"])
+    assert ids(await response_context(store, last, ALICE, max_items=9)) == ["u1", "a1", "u2", "a2", "u3", "a3"]
+    assert ids(await response_context(store, last, ALICE, max_items=5)) == ["u2", "a2", "u3", "a3"]
+
+
+async def test_a_chain_that_lacks_a_response_is_none(store: SQLiteStore) -> None:
+    await respond(store, "1")
+    await respond(store, "2", owner=BOB, history=["1"])
+    last = await respond(store, "3", history=["1", "2"])
+    with pytest.raises(InvalidRequestError) as error:
+        await response_context(store, last, ALICE, max_items=9)
+    assert problem(error) == (400, "previous_response_not_found", "previous_response_id")
+    assert error.value.message == "Previous response with id '2' not found."
+
+
+async def test_a_turn_of_a_conversation_has_the_conversation_until_then(store: SQLiteStore) -> None:
+    turn = await respond(store, "2", conversation="c")
+    await converse(store, "c", user("u1"), agent("a1"), user("u2"), agent("a2"), user("u3"), agent("a3"))
+    assert ids(await response_context(store, turn, ALICE, max_items=9)) == ["u1", "a1", "u2", "a2"]
+    assert ids(await response_context(store, turn, ALICE, max_items=3)) == ["u2", "a2"]
+    after = await respond(store, "x", history=["2"])
+    assert ids(await response_context(store, after, ALICE, max_items=9)) == ["u1", "a1", "u2", "a2", "ux", "ax"]
+
+
+async def test_a_turn_of_which_something_is_left_can_be_continued(store: SQLiteStore) -> None:
+    turn = await respond(store, "2", conversation="c")
+    await converse(store, "c", user("u1"), user("u2"), agent("a2"), user("u3"))
+    await store.commit([Delete("item", "a2")])
+    assert ids(await response_context(store, turn, ALICE, max_items=9)) == ["u1", "u2"]
+
+
+@pytest.mark.parametrize("gone", ["conversation", "turn", "never there", "elsewhere"])
+async def test_a_turn_that_is_not_in_its_conversation_cannot_be_continued(store: SQLiteStore, gone: str) -> None:
+    turn = await respond(store, "2", conversation="c")
+    await converse(store, "c", user("u1"))
+    if gone == "elsewhere":
+        await converse(store, "other", user("u2"), agent("a2"))
+    elif gone != "never there":
+        await converse(store, "c", user("u2"), agent("a2"))
+        deleted = [("conversation", "c")] if gone == "conversation" else [("item", "u2"), ("item", "a2")]
+        await store.commit([Delete(*one) for one in deleted])
+    with pytest.raises(InvalidRequestError) as error:
+        await response_context(store, turn, ALICE, max_items=9)
+    assert problem(error) == (400, "previous_response_not_found", "previous_response_id")
+
+
+async def test_who_goes_on_needs_a_response_of_his_own_that_has_ended(store: SQLiteStore) -> None:
+    await respond(store, "1")
+    await respond(store, "2", status="in_progress")
+    assert (await find_previous(store, "1", ALICE)).id == "1"
+    for name, owner, code in [
+        ("1", BOB, "previous_response_not_found"),
+        ("x", ALICE, "previous_response_not_found"),
+        ("2", ALICE, "previous_response_not_completed"),
+    ]:
+        with pytest.raises(InvalidRequestError) as error:
+            await find_previous(store, name, owner)
+        assert problem(error) == (400, code, "previous_response_id")
+
+
+# --- references
+
+
+async def test_references_lead_to_items_of_responses_and_of_conversations(store: SQLiteStore) -> None:
+    await respond(store, "1")
+    await respond(store, "b", owner=BOB)
+    await converse(store, "c", user("u2"))
+    asked = ["a1", "u1", "u2", "ub", "nope", "\0"]
+    assert await resolve_references(store, asked, ALICE) == {"a1": agent("a1"), "u1": user("u1"), "u2": user("u2")}
+    assert await resolve_references(store, [], ALICE) == {}
+
+
+async def test_a_reference_to_what_its_response_does_not_hold_leads_nowhere(store: SQLiteStore) -> None:
+    await respond(store, "1")
+    await store.commit([Create(Record(kind="item", id="m", owner=ALICE, parent="1", body={}))])
+    assert await resolve_references(store, ["m"], ALICE) == {}
+
+
+# --- ids
+
+
+def test_an_item_keeps_an_id_that_is_free() -> None:
+    items = [user("msg_a"), user("msg_b"), user("msg_a"), user("a/b"), user("x\n"), user("msg_é"), user("i" * 257)]
+    assert ids(renamed(items, {"msg_b"}, Counter())) == ["msg_a", "msg_1", "msg_2", "msg_3", "msg_4", "msg_5", "msg_6"]
+    assert ids(items)[:2] == ["msg_a", "msg_b"]
+
+
+def test_an_approval_follows_the_request_that_got_another_id() -> None:
+    request = {"type": "mcp_approval_request", "id": "mcpr_x", "name": "f"}
+    other = {"type": "mcp_approval_response", "id": "r1", "approval_request_id": "mcpr_y", "approve": True}
+    response = {"type": "mcp_approval_response", "id": "r2", "approval_request_id": "mcpr_x", "approve": True}
+    named = renamed([request, other, response], {"mcpr_x"}, Counter())
+    assert named == [{**request, "id": "mcpr_1"}, other, {**response, "approval_request_id": "mcpr_1"}]
