@@ -75,9 +75,10 @@ class RecordEntry:
         """Topics of those who wait for the end: nobody but the readers."""
         return ()
 
-    def begin(self, worker: str, status: RunStatus, now: float) -> list[Change]:
+    def begin(self, worker: str, status: RunStatus, now: float) -> list[Change]:  # noqa: ARG002 - see Entry
         """Return what creates the record."""
-        return [self._create({**self.body, "worker": worker}, status, now), *self.companions]
+        # It does not expire while it is open.
+        return [self._create({**self.body, "worker": worker}, status, None), *self.companions]
 
     def proceed(self, fence: Lease | None) -> list[Change]:
         """Return what tells that a run which was queued runs now."""
@@ -94,14 +95,17 @@ class RecordEntry:
     def end(self, outcome: Outcome, fence: Lease | None, now: float) -> list[Change]:
         """Return what ends the record, or creates it when it was not begun."""
         if not self.begun:
-            return [self._create(outcome.body, outcome.status, now), *self.companions]
+            return [self._create(outcome.body, outcome.status, self._expires_at(now)), *self.companions]
         return [self._update(outcome, fence, now)]
 
     def give_way(self) -> bool:
         """Return False: there is nothing but the record."""
         return False
 
-    def _create(self, body: Mapping[str, Any], status: RunStatus, now: float) -> Create:
+    def _expires_at(self, now: float) -> float | None:
+        return None if self.ttl is None else now + self.ttl
+
+    def _create(self, body: Mapping[str, Any], status: RunStatus, expires_at: float | None) -> Create:
         return Create(
             Record(
                 kind=self.kind,
@@ -109,7 +113,7 @@ class RecordEntry:
                 owner=self.owner,
                 body=body,
                 status=status.value,
-                expires_at=None if self.ttl is None else now + self.ttl,
+                expires_at=expires_at,
             )
         )
 
@@ -119,7 +123,7 @@ class RecordEntry:
             id=self.id,
             body=outcome.body,
             status=outcome.status.value,
-            expires_at=None if self.ttl is None else now + self.ttl,
+            expires_at=self._expires_at(now),
             expect_status={CANCELLING, *expect} if outcome.status is RunStatus.CANCELLED else expect,
             fence=fence,
         )

@@ -42,7 +42,7 @@ class Claim:
         """Return the record of the run that this request asked for before; None: it is new.
 
         Raises:
-            InvalidRequestError: another request had the key.
+            InvalidRequestError: another request had the key, or the answer is gone.
             StorageError: the store cannot be read now.
         """
         known = await store.get(_KIND, self.id, self.owner)
@@ -57,7 +57,14 @@ class Claim:
                 code="idempotency_key_reused",
                 param="Idempotency-Key",
             )
-        return await store.get(known.body["kind"], known.body["run"], self.owner)
+        run = await store.get(known.body["kind"], known.body["run"], self.owner)
+        if run is None:
+            raise InvalidRequestError(
+                "The answer to this Idempotency-Key has been deleted. Use a new key.",
+                code="idempotency_key_reused",
+                param="Idempotency-Key",
+            )
+        return run
 
 
 def read_claim(headers: Headers, owner: str, route: str, body: bytes, ttl: float) -> Claim | None:

@@ -226,11 +226,9 @@ class Turns:
 
     async def retry(self) -> None:
         """Give back what could not be given back before. For the worker's heartbeat, and for its end."""
-        for turn in list(self._unreleased):
-            if turn in self._unreleased:  # nobody has taken it meanwhile
-                self._unreleased.discard(turn)
-                kind, record_id, holder = turn
-                await self.release(kind, record_id, holder.partition("/")[2])
+        for kind, record_id, holder in list(self._unreleased):
+            self._unreleased.discard((kind, record_id, holder))
+            await self.release(kind, record_id, holder.partition("/")[2])
 
     async def release_all_of(self, worker: str, kind: str, runs: Collection[str]) -> int:
         """Release the turns of records of `kind` that `runs` of a dead `worker` have; return how many there were.

@@ -144,8 +144,8 @@ class AgentRunServer:
             scopes_required=config.auth_model_scopes == "required",
         )
         services = Services(config, agents, self._admission, threads, self._sweeper, self._new_id)
-        chat = ChatHandler(services)
         self._runs = self._make_runs()
+        chat = ChatHandler(services, self._runs)
         self._agents = agents
         self.agent_invoker = AgentInvoker(agents, threads, chat, self._admission)
         self.probes: Mapping[str, ASGIApp] = {

@@ -2,34 +2,52 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from json import loads as from_json
 from typing import Any
 
 from agentrun_server.core.request import AgentRequest, Headers
 from agentrun_server.invoker.agent import NOTHING, Agent
+from agentrun_server.observability.logs import get_logger
 from agentrun_server.protocols.openai_chat.decode import PLAIN, ChatOptions, decode, parse_json
 from agentrun_server.protocols.openai_chat.encode import ChunkEncoder, CompletionEncoder, plain_completion
 from agentrun_server.protocols.openai_chat.turn import ChatSettings
 from agentrun_server.runs.drive import drive
+from agentrun_server.runs.idempotency import HEADER, Claim, read_claim
 from agentrun_server.runs.pump import pump
+from agentrun_server.runs.recording import Recording
+from agentrun_server.runs.registry import Runs
 from agentrun_server.runs.run import RunStatus
 from agentrun_server.server.asgi import Scope
 from agentrun_server.server.attachment import Attachment
-from agentrun_server.server.handler import RunHandler, check_media_type, prompt_tokens, raw_request
+from agentrun_server.server.chat_runs import KIND, ChatEntry, ChatRuns, ChatScript
+from agentrun_server.server.completions import completion_record
+from agentrun_server.server.handler import check_media_type, prompt_tokens, raw_request
+from agentrun_server.server.recorded import RecordedHandler
+from agentrun_server.server.resources import owner_of
 from agentrun_server.server.services import Services
+from agentrun_server.storage.contracts import Change, ConflictError, Create, StorageError
 
 __all__ = ["ChatHandler"]
+
+logger = get_logger("agentrun_server.runs")
 
 _SHORT = 64 * 1024
 """Characters of an answer that is certainly within every limit."""
 
 
-class ChatHandler(RunHandler):
+class ChatHandler(RecordedHandler):
     """Answers Chat Completions requests with the server's agents."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, runs: Runs | None) -> None:
         super().__init__(services)
         config = services.config
+        self._runs = runs
+        self._goes_on = config.on_disconnect == "continue"
+        if runs is not None:
+            runs.kinds = {**runs.kinds, KIND: ChatRuns(config.idempotency_ttl)}
         self._short = min(_SHORT, config.max_output_bytes // 4)
         self._settings = ChatSettings(config.reasoning_field, config.human_input_tool, config.max_output_bytes)
 
@@ -55,6 +73,9 @@ class ChatHandler(RunHandler):
         request.request_id = attachment.request_id
         request._raw_request = partial(raw_request, scope, body)
         attachment.request = request
+        if self._runs is not None and self._is_kept(request, headers):
+            await self._answer_kept(attachment, self._runs, _Question(agent, request, options, headers, body))
+            return
         await self._enter(attachment)
         if request.stream:
             await self._stream(attachment, agent, request, options)
@@ -112,3 +133,142 @@ class ChatHandler(RunHandler):
             id=self._new_id("chatcmpl-"), created=int(time.time()), model=request.model, usage=usage
         )
         await attachment.answer(200, text.encode())
+
+    # --- answers that are kept
+
+    def _is_kept(self, request: AgentRequest, headers: Headers) -> bool:
+        """Tell whether anything of the answer is stored."""
+        return (
+            request.params.get("store") is True
+            or HEADER in headers.first
+            # A stream that may lose its client: the answer can be fetched by its id.
+            or (self._goes_on and request.stream)
+        )
+
+    async def _answer_kept(self, attachment: Attachment, runs: Runs, question: "_Question") -> None:
+        owner = owner_of(question.request.principal)
+        claim = read_claim(question.headers, owner, "chat", question.body, self._config.idempotency_ttl)
+        stores = question.request.params.get("store") is True or (self._goes_on and question.request.stream)
+        script = ChatScript(
+            question.request,
+            question.options,
+            self._settings,
+            self._new_id,
+            partial(question.agent.open, question.request, self._threads),
+        )
+
+        def completion() -> list[Change]:
+            if script.answer is None or not stores:
+                return []
+            record = completion_record(
+                from_json(script.answer),
+                question.request.messages,
+                owner=owner,
+                metadata=question.request.metadata,
+                ttl=self._config.store_ttl,
+                now=time.time(),
+            )
+            return [Create(record)]
+
+        if claim is None:
+            await self._answer_and_store(attachment, runs, question, script, completion)
+        else:
+            await self._answer_once(attachment, runs, question, script, completion, claim)
+
+    async def _answer_and_store(
+        self,
+        attachment: Attachment,
+        runs: Runs,
+        question: "_Question",
+        script: ChatScript,
+        completion: Callable[[], list[Change]],
+    ) -> None:
+        """Answer as always, and store the answer before its end is told."""
+        store = (await runs.storage()).store
+        if question.request.stream:
+            attachment.encode_error = ChunkEncoder.fail
+        attachment.used = script.usage
+        await self._enter(attachment)
+        last = await script.perform(attachment)
+        try:
+            await store.commit(completion())
+        except StorageError:
+            if question.request.params.get("store") is True:
+                raise
+            # It is kept only in case the client should lose it.
+            logger.warning("an answer cannot be stored", extra={"request_id": attachment.request_id}, exc_info=True)
+        attachment.run.move(RunStatus.COMPLETED)
+        if question.request.stream:
+            await attachment.finish(b"".join(last).decode())
+        else:
+            assert script.answer is not None, "it is whole"
+            await attachment.answer(200, script.answer.encode())
+
+    async def _answer_once(
+        self,
+        attachment: Attachment,
+        runs: Runs,
+        question: "_Question",
+        script: ChatScript,
+        completion: Callable[[], list[Change]],
+        claim: Claim,
+    ) -> None:
+        """Answer with the run of this request, or with that of the one that came before it with the same key."""
+        storage, stream = await runs.storage(), question.request.stream
+        while True:
+            known = await claim.find(storage.store, time.time())
+            if known is not None:
+                await self._replay(
+                    attachment,
+                    runs,
+                    known,
+                    stream=stream,
+                    end="",
+                    encode_error=ChunkEncoder.fail,
+                    whole=lambda ended: str(ended.body["answer"]),
+                )
+                return
+            identity = self._new_id("run_")
+            entry = ChatEntry(
+                kind=KIND,
+                id=identity,
+                owner=claim.owner,
+                body={"model": question.request.model},
+                companions=(claim.change(KIND, identity, time.time()),),
+                ttl=self._config.idempotency_ttl,
+                completion=completion,
+            )
+            recording = Recording(self._config, attachment.request_id, script)
+            recording.request, recording.meter = question.request, attachment.meter
+            journal = runs.journal(storage, entry, recording, keep_events=stream)
+            await self._take_place(attachment, recording)
+            try:
+                await journal.begin(RunStatus.IN_PROGRESS)
+            except ConflictError:
+                recording.release()  # its twin was faster
+                continue
+            except BaseException:
+                recording.release()
+                raise
+            break
+        runs.start(recording)
+        await self._show(
+            attachment,
+            recording,
+            stream=stream,
+            goes_on=True,  # who sends a key means to come again for the answer
+            end="",
+            encode_error=lambda error, _: ChunkEncoder.fail(error),
+            whole=lambda: str(script.answer),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A request that was read."""
+
+    agent: Agent
+    request: AgentRequest
+    options: ChatOptions
+    headers: Headers
+    body: bytes

@@ -3,7 +3,9 @@
 What a request refers to (`previous_response_id`, `conversation`, items by id) is looked up among its owner's objects.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,9 +26,10 @@ from agentrun_server.runs.history import (
     response_context,
 )
 from agentrun_server.runs.registry import Runs
+from agentrun_server.runs.response_entry import KIND
 from agentrun_server.server.agents import Agents
 from agentrun_server.server.resources import owner_of
-from agentrun_server.storage.contracts import Store
+from agentrun_server.storage.contracts import ConflictError, Record, Store, Update
 
 __all__ = ["Question", "QuestionReader", "conversation_not_found"]
 
@@ -129,8 +132,18 @@ class QuestionReader:
         if store is None:
             raise previous_not_found(previous)
         record = await find_previous(store, previous, owner)
+        await self._keep(store, record)
         context = await response_context(store, record, owner, max_items=self._config.max_messages)
         return context, [*record.body["history"], previous]
+
+    async def _keep(self, store: Store, record: Record) -> None:
+        """Let what a conversation goes on from live for as long as the conversation does."""
+        ttl, now = self._config.store_ttl, time.time()
+        if ttl is None or record.expires_at is None or record.expires_at > now + ttl / 2:
+            return
+        ids = [*record.body["history"], record.id]
+        with suppress(ConflictError):  # one was deleted; the request is told so in a moment
+            await store.commit([Update(kind=KIND, id=one, expires_at=now + ttl) for one in ids])
 
     async def _before_turn(self, store: Store | None, conversation: str, owner: str) -> list[Item]:
         if store is None or await store.get("conversation", conversation, owner) is None:

@@ -27,7 +27,7 @@ from agentrun_server.server.services import Services
 from agentrun_server.server.stored_principal import dump_principal, load_principal
 from agentrun_server.storage.contracts import Change, Record, Update
 
-__all__ = ["ResponseRun", "ResponseRuns", "encode_error", "error_of", "response_settings"]
+__all__ = ["ResponseRun", "ResponseRuns", "encode_error", "response_settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,17 +213,6 @@ def response_settings(services: Services) -> ResponseSettings:
         human_input_tool=config.human_input_tool,
         max_output_bytes=config.max_output_bytes,
     )
-
-
-def error_of(record: Record) -> APIError | None:
-    """Return the error that the request for a response was answered with, None when it was answered with that."""
-    failure = record.body.get("failure")
-    if failure is None:
-        return None
-    error = failure["error"]
-    return APIError(
-        error["message"], code=error["code"], param=error["param"], type=error["type"], status_code=failure["status"]
-    ).no_retry()
 
 
 def encode_error(error: APIError) -> str:

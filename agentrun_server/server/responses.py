@@ -7,7 +7,6 @@ anybody else who comes later.
 
 import asyncio
 import time
-from contextlib import aclosing
 from functools import partial
 from typing import Final
 
@@ -17,19 +16,18 @@ from agentrun_server.protocols.json_text import dumps
 from agentrun_server.protocols.openai_responses.encode import DONE, ResponseEncoder
 from agentrun_server.runs.idempotency import Claim, read_claim
 from agentrun_server.runs.pump import Silent, pump
-from agentrun_server.runs.recording import Recording
-from agentrun_server.runs.registry import Runs, storage_lost
-from agentrun_server.runs.run import RunStatus, StopReason
+from agentrun_server.runs.registry import Runs
+from agentrun_server.runs.run import RunStatus
 from agentrun_server.runs.turns import ConversationLockedError
 from agentrun_server.server.asgi import Scope
 from agentrun_server.server.attachment import Attachment
-from agentrun_server.server.handler import RunHandler, check_media_type, prompt_tokens, raw_request
+from agentrun_server.server.handler import check_media_type, prompt_tokens, raw_request
 from agentrun_server.server.question import Question, QuestionReader, conversation_not_found
+from agentrun_server.server.recorded import REPLAYED, RecordedHandler
 from agentrun_server.server.response_runs import (
     ResponseRun,
     ResponseRuns,
     encode_error,
-    error_of,
     response_settings,
 )
 from agentrun_server.server.services import Services
@@ -39,13 +37,12 @@ from agentrun_server.storage.opening import Storage
 
 __all__ = ["ResponsesHandler"]
 
-_REPLAYED: Final = ((b"idempotent-replayed", b"true"),)
 _TWIN_WAIT: Final = 2.0
 """Seconds in which a request finds its twin by its key, when that one has the turn of the conversation already."""
 _TWIN_LOOK: Final = 0.05
 
 
-class ResponsesHandler(RunHandler):
+class ResponsesHandler(RecordedHandler):
     """Answers requests for responses. Without `runs` nothing is stored."""
 
     def __init__(self, services: Services, runs: Runs | None) -> None:
@@ -73,9 +70,11 @@ class ResponsesHandler(RunHandler):
         claim = read_claim(headers, question.owner, "responses", body, self._config.idempotency_ttl)
         begun = await self._begin(attachment, self._runs, question, claim)
         if isinstance(begun, Record):
-            await self._replay(attachment, self._runs, begun, stream=call.request.stream)
+            await self._answer_again(attachment, self._runs, begun, stream=call.request.stream)
         else:
-            await self._answer_stored(attachment, begun, question)
+            # Who sends a key means to come again for the answer.
+            goes_on = call.background or claim is not None
+            await self._answer_stored(attachment, begun, question, goes_on=goes_on)
 
     # --- not stored
 
@@ -207,90 +206,47 @@ class ResponsesHandler(RunHandler):
         if count >= self._config.max_background_runs:
             raise TooManyRequestsError("Too many runs are in the background. Please try again later.").retry_after(10.0)
 
-    async def _take_place(self, attachment: Attachment, recording: Recording) -> None:
-        if not self._admission.try_enter():
-            attachment.watch()
-            await self._admission.enter()
-        recording.enter(self._admission.leave)
-
     # --- the answer
 
-    async def _answer_stored(self, attachment: Attachment, run: ResponseRun, question: Question) -> None:
-        recording, call = run.recording, question.call
-        attachment.run.move(RunStatus.IN_PROGRESS)
-        attachment.reads_log = True
-        attachment.begin()
-        try:
-            if call.request.stream:
-                await self._send_stream(attachment, run)
-            elif call.background:
-                await attachment.answer(200, dumps(run.entry.body["response"]).encode())
-            else:
-                await self._send_whole(attachment, run)
-        finally:
-            recording.count()
-            attachment.first_event = recording.first_event
-            attachment.run.move(recording.run.status)
-            attachment.exchange.note({"response": recording.id})
-            # Who left ends its run, unless that is meant to go on.
-            goes_on = attachment.disconnected and self._config.on_disconnect == "continue"
-            if not call.background and not goes_on:
-                recording.stop(StopReason.DISCONNECTED)
-
-    async def _send_stream(self, attachment: Attachment, run: ResponseRun) -> None:
-        sent = 0
-        attachment.encode_error = lambda error: self._encode_error(run, error, sent)
-        attachment.watch()
-        journal = run.recording.journal
-        async with aclosing(journal.follow()) as batches:
-            async for batch in batches:
-                sent += len(batch)
-                await attachment.send(b"".join(batch))
-                if attachment.disconnected:
-                    return
-        if not journal.settled or not sent:
-            raise run.recording.error or storage_lost()
-        await attachment.finish(DONE)
+    async def _answer_stored(
+        self, attachment: Attachment, run: ResponseRun, question: Question, *, goes_on: bool
+    ) -> None:
+        call = question.call
+        if call.background and not call.request.stream:
+            attachment.run.move(RunStatus.IN_PROGRESS)
+            attachment.run.move(RunStatus.COMPLETED)
+            attachment.exchange.note({"run_id": run.entry.id})
+            await attachment.answer(200, dumps(run.entry.body["response"]).encode())
+            return
+        await self._show(
+            attachment,
+            run.recording,
+            stream=call.request.stream,
+            goes_on=goes_on,
+            end=DONE,
+            encode_error=partial(self._encode_error, run),
+            whole=lambda: dumps(run.encoder.response),
+        )
 
     def _encode_error(self, run: ResponseRun, error: APIError, sent: int) -> str:
-        """Return the end of a stream whose own end is not in the log, behind so many events."""
         assert self._kind is not None, "there is a storage"
         encoder = self._kind.another(run)
         encoder.go_on_at(sent)
         return encoder.fail(error)
 
-    async def _send_whole(self, attachment: Attachment, run: ResponseRun) -> None:
-        attachment.watch()
-        journal = run.recording.journal
-        await journal.wait_closed()
-        if run.recording.error is not None:
-            raise run.recording.error
-        if not journal.settled:
-            raise storage_lost()
-        await attachment.answer(200, dumps(run.encoder.response).encode())
-
-    async def _replay(self, attachment: Attachment, runs: Runs, record: Record, *, stream: bool) -> None:
-        """Answer with what another request of the same key has got, or gets now."""
-        attachment.reads_log = True
-        attachment.begin()
-        attachment.watch()
+    async def _answer_again(self, attachment: Attachment, runs: Runs, record: Record, *, stream: bool) -> None:
         if record.body["background"] and not stream:
-            await attachment.answer(200, dumps(response_of(record)).encode(), _REPLAYED)
+            await attachment.answer(200, dumps(response_of(record)).encode(), REPLAYED)
             return
-        if stream:
-            attachment.encode_error = encode_error
-        async with aclosing(runs.follow(record, -1)) as batches:
-            async for batch in batches:
-                if stream:
-                    await attachment.send(b"".join(batch))
-        ended = await runs.reload(record)
-        error = error_of(ended)
-        if error is not None and not attachment.started:
-            raise error
-        if stream:
-            await attachment.finish(DONE)
-        else:
-            await attachment.answer(200, dumps(response_of(ended)).encode(), _REPLAYED)
+        await self._replay(
+            attachment,
+            runs,
+            record,
+            stream=stream,
+            end=DONE,
+            encode_error=encode_error,
+            whole=lambda ended: dumps(response_of(ended)),
+        )
 
 
 def _status(encoder: ResponseEncoder) -> RunStatus:
