@@ -21,6 +21,7 @@ from agentrun_server.core import events
 from agentrun_server.core.events import AgentEvent, AgentResult, EventType, MergeOptions, TypedEvent
 from agentrun_server.core.messages import Message, MessageRole, Tool, ToolCall
 from agentrun_server.core.request import AgentRequest
+from agentrun_server.core.session import Session
 from agentrun_server.core.usage import Usage
 from agentrun_server.errors import AgentError, AgentRunServerError, APIError, ConfigurationError
 from agentrun_server.server.app import AgentRunServer
@@ -78,6 +79,7 @@ __all__ = [
     "ProtocolConfig",
     "ProtocolHandler",
     "ServerConfig",
+    "Session",
     "SyncAgentEventGenerator",
     "SyncAgentResultGenerator",
     "SyncInvokeAgentHandler",

@@ -37,7 +37,7 @@ class Recording(Execution):
         hold: show that it has begun after so many seconds, though the agent has said nothing; None: wait.
     """
 
-    __slots__ = ("_enter", "_hold", "_resumable", "error", "journal", "script")
+    __slots__ = ("_enter", "_hold", "_resumable", "before", "behind", "error", "journal", "script")
 
     def __init__(
         self,
@@ -55,6 +55,10 @@ class Recording(Execution):
         self.used = script.usage
         self.error: APIError | None = None
         """Why it failed, as its caller may know it."""
+        self.before: Callable[[], Awaitable[None]] | None = None
+        """What must be had before the agent runs."""
+        self.behind: Callable[[], Awaitable[None]] | None = None
+        """What is left to do when it has run, before its end is told; it is done when it was never run, too."""
         self._enter = enter
         self._resumable = resumable
         self._hold = hold
@@ -110,6 +114,7 @@ class Recording(Execution):
             if self.request is not None:
                 self.request._cancel()
             self.release()
+            await self._leave()
         with contextlib.suppress(asyncio.CancelledError):  # given up: what is written is written
             await self.journal.wait_closed()
         self.count()
@@ -119,11 +124,19 @@ class Recording(Execution):
     async def _perform(self) -> None:
         if self._enter is not None and not await self._wait_turn(self._enter):
             return
+        if self.before is not None:
+            await self.before()
         self.run.move(RunStatus.IN_PROGRESS)
         self.begin()
         rest = await self.script.perform(self)
+        await self._leave()
         if self.run.stop_reason is None:
             self._finish(rest)
+
+    async def _leave(self) -> None:
+        behind, self.behind = self.behind, None
+        if behind is not None:
+            await behind()
 
     async def _wait_turn(self, enter: Callable[[], Awaitable[Callable[[], None]]]) -> bool:
         """Wait for a place, and write down that it has one before agent code runs; tell whether it may."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from agentrun_server.observability.logs import get_logger
+from agentrun_server.runs.turns import WORKER_LEASE
 from agentrun_server.storage.contracts import Create, Delete, Lease, Leases, Record, StorageError, Store
 
 __all__ = ["Worker", "worker_topic"]
@@ -25,7 +26,7 @@ def worker_topic(worker: str) -> str:
 
 
 def _lease_name(worker: str) -> str:
-    return f"worker:{worker}"
+    return WORKER_LEASE + worker
 
 
 class Worker:

@@ -28,7 +28,9 @@ from agentrun_server.observability.logs import get_logger, request_id
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.protocols.openai_chat.decode import warm_up
 from agentrun_server.runs.registry import Runs
+from agentrun_server.runs.sessions import Sessions
 from agentrun_server.runs.sweeper import Sweeper
+from agentrun_server.runs.turns import Turns
 from agentrun_server.server.admission import Admission, shutting_down
 from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
@@ -38,20 +40,25 @@ from agentrun_server.server.conversations import Conversations
 from agentrun_server.server.drain import Drain
 from agentrun_server.server.exchange import (
     EXCHANGE,
+    HANDSHAKE,
     Exchange,
     answer,
     answer_error,
     client_request_id,
     principal_of,
+    refuse_websocket,
 )
 from agentrun_server.server.front import VERIFY_PATH, authentication, rate_limit, verify
+from agentrun_server.server.origin import OriginGuard
 from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler, caller
 from agentrun_server.server.resources import resource
 from agentrun_server.server.response_reading import ResponseReading
 from agentrun_server.server.responses import ResponsesHandler
+from agentrun_server.server.responses_socket import ResponsesSocket
 from agentrun_server.server.routing import Routes
 from agentrun_server.server.services import Services
 from agentrun_server.server.stored_responses import StoredResponses
+from agentrun_server.server.websocket_head import WebSocketLimits, WebSockets
 from agentrun_server.storage.contracts import Record
 from agentrun_server.storage.opening import Storage, check_storage_url, open_storage
 
@@ -100,6 +107,7 @@ class AgentRunServer:
             OpenAI chunks, objects with ``.content``, or lists of these.
         protocols: the protocols to serve; the OpenAI protocol when left out.
         config: settings; see `ServerConfig`, which also reads ``AGENTRUN_*`` variables.
+        memory_collection_name: turns sessions on (`AgentRequest.session`); their memory is kept under this name.
         middleware: ASGI middleware, outermost first, as Starlette's ``Middleware(cls, …)``. It stands in front of every
             route but the probes, between the authentication and the rate limit that the settings ask for.
         lifespan: an async context manager that is entered with this server at start and left at shutdown.
@@ -113,6 +121,7 @@ class AgentRunServer:
         invoke_agent: AgentCallable | Mapping[str, AgentCallable],
         protocols: Sequence[ProtocolHandler] | None = None,
         config: ServerConfig | None = None,
+        memory_collection_name: str | None = None,
         *,
         middleware: Iterable[MiddlewareEntry] = (),
         lifespan: "Callable[[AgentRunServer], AbstractAsyncContextManager[Any]] | None" = None,
@@ -143,8 +152,9 @@ class AgentRunServer:
             strict=config.strict_models,
             scopes_required=config.auth_model_scopes == "required",
         )
-        services = Services(config, agents, self._admission, threads, self._sweeper, self._new_id)
         self._runs = self._make_runs()
+        sessions = self._make_sessions(memory_collection_name or config.memory_collection_name)
+        services = Services(config, agents, self._admission, threads, self._sweeper, self._new_id, sessions)
         chat = ChatHandler(services, self._runs)
         self._agents = agents
         self.agent_invoker = AgentInvoker(agents, threads, chat, self._admission)
@@ -157,13 +167,16 @@ class AgentRunServer:
         self._routes[VERIFY_PATH] = ("GET", self._verify)
         self._model_paths: tuple[str, ...] = ()
         self._objects = Routes(openai.prefixes if openai is not None else ())
+        self._sockets: dict[str, ASGIApp] = {}
         if openai is not None and openai.config.enable:
             responses = ResponsesHandler(services, self._runs)
             self._add_objects(services)
+            socket = ResponsesSocket(self, config, self.drain, self._new_id)
             for prefix in openai.prefixes:
                 self._add(f"{prefix}/chat/completions", "POST", chat)
                 self._add(f"{prefix}/responses", "POST", responses)
                 self._add(f"{prefix}/models", "GET", self._models)
+                self._sockets[f"{prefix}/responses"] = self._sockets[f"{prefix}/responses/"] = socket
             self._model_paths = tuple(f"{prefix}/models/" for prefix in openai.prefixes)
         self._serves_azure = openai is not None and openai.config.enable and openai.config.prefix is None
         self._stack = self._build_stack([*authentication(config), *middleware, *rate_limit(config)])
@@ -179,6 +192,19 @@ class AgentRunServer:
         check_storage_url(url)
         opener = partial(open_storage, url, bus_redis_url=config.bus_redis_url, durable=config.store_durable)
         return Runs(config, self._new_id, self._sweeper, opener)
+
+    def _make_sessions(self, collection: str | None) -> Sessions | None:
+        if collection is None:
+            return None
+        runs = self._runs
+        if runs is None:
+            raise ConfigurationError("memory_collection_name needs a store: store_url is none")
+
+        async def turns() -> Turns:
+            await runs.storage()
+            return runs.turns
+
+        return Sessions(runs.storage, turns, collection)
 
     def _add_objects(self, services: Services) -> None:
         """Add the routes of what is stored."""
@@ -207,7 +233,7 @@ class AgentRunServer:
             stack = self._past_probes(stack)
         for entry in _cors(self.config):
             stack = entry.cls(stack, *entry.args, **entry.kwargs)
-        return stack
+        return OriginGuard(stack, self.config.cors_origins or ())
 
     def _past_probes(self, stack: ASGIApp) -> ASGIApp:
         def app(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:  # no coroutine of its own
@@ -223,6 +249,8 @@ class AgentRunServer:
         kind = scope["type"]
         if kind == "http":
             await self._serve(scope, receive, send)
+        elif kind == "websocket":
+            await self._serve_websocket(scope, receive, send)
         elif INNER not in scope and (self._app is not None or self._needs_app):
             await self.app(scope, receive, send)
         else:
@@ -230,13 +258,7 @@ class AgentRunServer:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request: give it an id, catch what nobody caught, log it."""
-        state = scope.get("state") or {}
-        # An id in the state is that of a middleware in front, never the client's.
-        given = state.get("request_id") or (client_request_id(scope) if self.config.trust_request_id else None)
-        exchange = Exchange(send, given or self._new_id("req_"))
-        scope[EXCHANGE] = exchange
-        scope["state"] = {**state, "request_id": exchange.request_id}
-        request_id.set(exchange.request_id)
+        exchange = self._open_exchange(scope, send)
         try:
             if INNER in scope or (self._app is None and not self._needs_app):
                 await self._stack(scope, receive, exchange.send)
@@ -248,14 +270,37 @@ class AgentRunServer:
                 raise  # too late for an answer: the server closes the connection
             await answer_error(exchange.send, AgentFailedError("The server had an error.", code="internal_error"))
         finally:
-            exchange.close()
-            if self._access_log is not None and not exchange.quiet:
-                principal = scope["state"].get("principal")
-                if principal is not None:
-                    exchange.note_caller(principal)
-                self._access_log.write(
-                    scope, exchange.status or 499, exchange.elapsed(), exchange.request_id, exchange.facts
-                )
+            self._close_exchange(scope, exchange)
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a WebSocket: give it an id, and log it when it has ended."""
+        scope[HANDSHAKE] = {**scope, "headers": list(scope["headers"])}
+        exchange = self._open_exchange(scope, send)
+        try:
+            direct = INNER in scope or (self._app is None and not self._needs_app)
+            await (self._stack if direct else self.app)(scope, receive, exchange.send)
+        finally:
+            self._close_exchange({**scope, "method": "WEBSOCKET"}, exchange)
+
+    def _open_exchange(self, scope: Scope, send: Send) -> Exchange:
+        state = scope.get("state") or {}
+        # An id in the state is that of a middleware in front, never the client's.
+        given = state.get("request_id") or (client_request_id(scope) if self.config.trust_request_id else None)
+        exchange = Exchange(send, given or self._new_id("req_"))
+        scope[EXCHANGE] = exchange
+        scope["state"] = {**state, "request_id": exchange.request_id}
+        request_id.set(exchange.request_id)
+        return exchange
+
+    def _close_exchange(self, scope: Scope, exchange: Exchange) -> None:
+        exchange.close()
+        if self._access_log is not None and not exchange.quiet:
+            principal = scope["state"].get("principal")
+            if principal is not None:
+                exchange.note_caller(principal)
+            self._access_log.write(
+                scope, exchange.status or 499, exchange.elapsed(), exchange.request_id, exchange.facts
+            )
 
     async def _serve_with_fastapi(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app
@@ -273,8 +318,9 @@ class AgentRunServer:
             await (inner or self._serve_lifespan)(scope, receive, send)
             return
         if scope["type"] != "http":
-            # No route of ours speaks WebSocket; one that was added to the FastAPI app may.
-            await (inner or _close_websocket)(scope, receive, send)
+            socket = self._sockets.get(_path(scope))
+            # One that was added to the FastAPI app may speak WebSocket too.
+            await (socket or inner or _no_websocket)(scope, receive, send)
             return
         path, wanted = _path(scope), scope["method"]
         method, handler = self._find(path)
@@ -344,6 +390,11 @@ class AgentRunServer:
         from agentrun_server.server.http_protocol import HttpLimits
 
         return HttpLimits.from_config(self.config)
+
+    @cached_property
+    def websockets(self) -> WebSockets:
+        """Where WebSockets are, and what one may cost; read by `agentrun_server.server.http_protocol`."""
+        return WebSockets(frozenset(self._sockets), WebSocketLimits.from_config(self.config))
 
     def not_ready(self) -> str | None:
         """Return why a load balancer should send nothing here, None when it may."""
@@ -417,10 +468,10 @@ class AgentRunServer:
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             scope[INNER] = inner
-            if EXCHANGE in scope or scope["type"] != "http":
+            if EXCHANGE in scope or scope["type"] == "lifespan":
                 await self._stack(scope, receive, send)
             else:  # the FastAPI app is served by itself, without this object in front
-                await self._serve(scope, receive, send)
+                await self(scope, receive, send)
 
         return app
 
@@ -449,8 +500,8 @@ async def _unknown_url(_scope: Scope, _: Receive, send: Send) -> None:
     await answer_error(send, unknown_url())
 
 
-async def _close_websocket(_scope: Scope, _: Receive, send: Send) -> None:
-    await send({"type": "websocket.close", "code": 1000})
+async def _no_websocket(scope: Scope, _: Receive, send: Send) -> None:
+    await refuse_websocket(scope, send, unknown_url())
 
 
 def method_not_allowed(allowed: str) -> MethodNotAllowedError:
@@ -489,6 +540,7 @@ def _cors(config: ServerConfig) -> list[MiddlewareEntry]:
                 "x-should-retry",
                 "openai-processing-ms",
                 "www-authenticate",
+                "x-conversation-id",
                 *(f"x-ratelimit-{what}-{of}" for what in _RATE_LIMIT for of in ("requests", "tokens")),
             ],
         )

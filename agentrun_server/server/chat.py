@@ -26,6 +26,7 @@ from agentrun_server.server.chat_runs import KIND, ChatEntry, ChatRuns, ChatScri
 from agentrun_server.server.completions import completion_record
 from agentrun_server.server.handler import check_media_type, prompt_tokens, raw_request
 from agentrun_server.server.recorded import RecordedHandler
+from agentrun_server.server.request_session import RequestSession, open_session
 from agentrun_server.server.resources import owner_of
 from agentrun_server.server.services import Services
 from agentrun_server.storage.contracts import Change, ConflictError, Create, StorageError
@@ -143,6 +144,7 @@ class ChatHandler(RecordedHandler):
             or HEADER in headers.first
             # A stream that may lose its client: the answer can be fetched by its id.
             or (self._goes_on and request.stream)
+            or self._services.sessions is not None
         )
 
     async def _answer_kept(self, attachment: Attachment, runs: Runs, question: "_Question") -> None:
@@ -170,10 +172,11 @@ class ChatHandler(RecordedHandler):
             )
             return [Create(record)]
 
+        session = open_session(self._services, attachment, question.request, question.headers)
         if claim is None:
-            await self._answer_and_store(attachment, runs, question, script, completion)
+            await self._answer_and_store(attachment, runs, question, script, completion, session)
         else:
-            await self._answer_once(attachment, runs, question, script, completion, claim)
+            await self._answer_once(attachment, runs, question, script, completion, claim, session)
 
     async def _answer_and_store(
         self,
@@ -182,16 +185,28 @@ class ChatHandler(RecordedHandler):
         question: "_Question",
         script: ChatScript,
         completion: Callable[[], list[Change]],
+        session: RequestSession | None,
     ) -> None:
-        """Answer as always, and store the answer before its end is told."""
+        """Answer as always, and store what is to be stored before the end of the answer is told."""
         store = (await runs.storage()).store
-        if question.request.stream:
-            attachment.encode_error = ChunkEncoder.fail
         attachment.used = script.usage
-        await self._enter(attachment)
-        last = await script.perform(attachment)
+        if session is None:
+            last = await self._perform(attachment, question, script)
+        else:
+            attachment.watch()
+            ended = False
+            try:
+                await session.take_turn(self._new_id("turn_"), self._config)
+                last = await self._perform(attachment, question, script)
+                ended = True
+            finally:
+                # One that was cut off has said something; one that failed has not.
+                cut = attachment.run.stop_reason is not None and bool(script.text)
+                await session.end(question.request, script.text, failed=not ended and not cut)
         try:
-            await store.commit(completion())
+            changes = completion()
+            if changes:
+                await store.commit(changes)
         except StorageError:
             if question.request.params.get("store") is True:
                 raise
@@ -204,6 +219,12 @@ class ChatHandler(RecordedHandler):
             assert script.answer is not None, "it is whole"
             await attachment.answer(200, script.answer.encode())
 
+    async def _perform(self, attachment: Attachment, question: "_Question", script: ChatScript) -> list[bytes]:
+        await self._enter(attachment)
+        if question.request.stream:
+            attachment.encode_error = ChunkEncoder.fail
+        return await script.perform(attachment)
+
     async def _answer_once(
         self,
         attachment: Attachment,
@@ -212,6 +233,7 @@ class ChatHandler(RecordedHandler):
         script: ChatScript,
         completion: Callable[[], list[Change]],
         claim: Claim,
+        session: RequestSession | None,
     ) -> None:
         """Answer with the run of this request, or with that of the one that came before it with the same key."""
         storage, stream = await runs.storage(), question.request.stream
@@ -251,6 +273,9 @@ class ChatHandler(RecordedHandler):
                 recording.release()
                 raise
             break
+        if session is not None:
+            recording.before = partial(session.take_turn, identity, self._config)
+            recording.behind = partial(self._end_session, session, question.request, script, recording)
         runs.start(recording)
         await self._show(
             attachment,
@@ -261,6 +286,12 @@ class ChatHandler(RecordedHandler):
             encode_error=lambda error, _: ChunkEncoder.fail(error),
             whole=lambda: str(script.answer),
         )
+
+    async def _end_session(
+        self, session: RequestSession, request: AgentRequest, script: ChatScript, recording: Recording
+    ) -> None:
+        cut = recording.run.stop_reason is not None and bool(script.text)
+        await session.end(request, script.text, failed=script.answer is None and not cut)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,33 +58,34 @@ class ChatScript:
         self._source = source
         self._tokens = partial(prompt_tokens, request)
         self._id, self._created, self._model = new_id("chatcmpl-"), int(time.time()), request.model
-        self._chunks: KeptChunks | None = None
-        self._whole: CompletionEncoder | None = None
+        self._encoder: KeptChunks | CompletionEncoder
         if request.stream:
-            self._chunks = KeptChunks(
+            self._encoder = KeptChunks(
                 options, settings, new_id,
                 id=self._id, created=self._created, model=self._model, prompt_tokens=self._tokens,
             )  # fmt: skip
         else:
-            self._whole = CompletionEncoder(options, settings, new_id)
+            self._encoder = CompletionEncoder(options, settings, new_id)
         self._error: APIError | None = None
         self.answer: str | None = None
         """The completion as JSON text, once it is whole."""
         self.is_open = False
 
+    @property
+    def text(self) -> str:
+        """What has been said so far, of several choices in the last."""
+        return self._encoder.text
+
     async def perform(self, outlet: Outlet) -> list[bytes]:
         """Run the agent to its end, and return the last events."""
-        encoder = self._chunks or self._whole
-        assert encoder is not None, "one of them is there"
-        rest = ""
+        encoder, rest = self._encoder, ""
         for left in range(self._n - 1, -1, -1):
             rest = await pump(outlet, self._source(), encoder, rest)
             rest += encoder.finish_choice(more=left > 0)
-        if self._chunks is not None:
-            self.answer = self._chunks.completion()
-            return self.split(rest + self._chunks.finish())
-        assert self._whole is not None, "it is not streamed"
-        self.answer = self._whole.completion(id=self._id, created=self._created, model=self._model, usage=self.usage())
+        if isinstance(encoder, KeptChunks):
+            self.answer = encoder.completion()
+            return self.split(rest + encoder.finish())
+        self.answer = encoder.completion(id=self._id, created=self._created, model=self._model, usage=self.usage())
         return []
 
     def open(self) -> list[bytes]:
@@ -98,7 +99,7 @@ class ChatScript:
     def fail(self, error: APIError) -> list[bytes]:
         """End with an error."""
         self._error, self.answer = error, None
-        return self.split(ChunkEncoder.fail(error)) if self._chunks is not None else []
+        return self.split(ChunkEncoder.fail(error)) if isinstance(self._encoder, KeptChunks) else []
 
     def cancel(self) -> list[bytes]:
         """End with an error: a chat answer cannot say that it was cancelled."""
@@ -120,9 +121,7 @@ class ChatScript:
 
     def usage(self) -> Usage:
         """Return what it has cost so far."""
-        encoder = self._chunks or self._whole
-        assert encoder is not None, "one of them is there"
-        return encoder.usage(self._tokens)
+        return self._encoder.usage(self._tokens)
 
 
 @dataclass(slots=True, kw_only=True)

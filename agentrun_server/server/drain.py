@@ -64,6 +64,7 @@ class Drain:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signalled = False
         self._guests = 0
+        self._told: set[Callable[[], None]] = set()
         self.state = DrainState.SERVING
 
     @property
@@ -86,6 +87,15 @@ class Drain:
             self._guests -= 1
             self._ended_one()
 
+    @contextmanager
+    def told(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Have `callback` called when the drain begins, for who would wait for more work until then."""
+        self._told.add(callback)
+        try:
+            yield
+        finally:
+            self._told.discard(callback)
+
     # --- the states
 
     def begin(self, then: Callable[[], None] | None = None) -> None:
@@ -98,6 +108,8 @@ class Drain:
             self._admission.close()
             self._sweeper.on_empty = self._ended_one
             self._timer = asyncio.get_running_loop().call_later(self._timeout, self._end_runs)
+            for tell in tuple(self._told):
+                tell()
         if self.state is DrainState.DRAINED:
             self._emptied()
         else:

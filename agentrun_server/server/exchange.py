@@ -10,17 +10,31 @@ from agentrun_server.errors import APIError
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.server.asgi import Message, Scope, Send
 
-__all__ = ["EXCHANGE", "Exchange", "answer", "answer_error", "client_request_id", "principal_of", "scopes_of"]
+__all__ = [
+    "EXCHANGE",
+    "HANDSHAKE",
+    "Exchange",
+    "answer",
+    "answer_error",
+    "client_request_id",
+    "principal_of",
+    "refuse_websocket",
+    "scopes_of",
+]
 
 BODY_FOLLOWS = "agentrun_server.body_follows"
 """Key of a ``http.response.start`` message: the body is sent in the same turn of the event loop, so that our HTTP
 protocol can write both at once. Other servers ignore it."""
 EXCHANGE = "agentrun_server.exchange"
 """Key of the ASGI scope under which the exchange is found."""
+HANDSHAKE = "agentrun_server.handshake"
+"""Key of the scope of a WebSocket: that scope as the server got it, before anything in front has changed it."""
 
 _SAFE_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 _JSON = (b"content-type", b"application/json")
 _VERSION = (b"openai-version", b"2020-10-01")
+_HEADS = frozenset(("http.response.start", "websocket.accept", "websocket.http.response.start"))
+_POLICY_VIOLATION, _TRY_AGAIN_LATER = 1008, 1013
 
 
 class Exchange:
@@ -29,7 +43,7 @@ class Exchange:
     `facts` are fields for the log line, set by whoever knows them.
     """
 
-    __slots__ = ("_gone", "_send", "client_gone", "facts", "quiet", "request_id", "started", "status")
+    __slots__ = ("_gone", "_send", "client_gone", "extra_headers", "facts", "quiet", "request_id", "started", "status")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -39,19 +53,22 @@ class Exchange:
         self.client_gone = False
         self._gone: asyncio.Event | None = None
         self.facts: dict[str, Any] | None = None
+        self.extra_headers: tuple[tuple[bytes, bytes], ...] = ()
+        """Of the answer, whatever it is."""
         self.quiet = False
         """No log line: probes."""
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass `message` on; the ASGI ``send`` for everything behind this."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
+        if message["type"] in _HEADS:
+            self.status = message.get("status", 101)
             headers = message["headers"] = list(message.get("headers", ()))
             elapsed = int((time.perf_counter() - self.started) * 1000)
             headers += (
                 (b"x-request-id", self.request_id.encode()),
                 (b"openai-processing-ms", b"%d" % elapsed),
                 _VERSION,
+                *self.extra_headers,
             )
         return self._send(message)
 
@@ -138,3 +155,18 @@ async def answer(
 async def answer_error(send: Send, error: APIError) -> None:
     """Send `error` as OpenAI's error object with its status."""
     await answer(send, error.status_code, dumps(error.body()).encode(), error.headers)
+
+
+async def refuse_websocket(scope: Scope, send: Send, error: APIError) -> None:
+    """Answer the handshake of a WebSocket with `error`.
+
+    Where the server cannot send an HTTP answer to it, it is closed before it was accepted; then clients see a bare 403.
+    """
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        code = _TRY_AGAIN_LATER if error.status_code in (429, 503) else _POLICY_VIOLATION
+        await send({"type": "websocket.close", "code": code, "reason": error.code or ""})
+        return
+    body = dumps(error.body()).encode()
+    headers = [_JSON, (b"content-length", b"%d" % len(body)), *error.headers]
+    await send({"type": "websocket.http.response.start", "status": error.status_code, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})

@@ -24,6 +24,7 @@ from agentrun_server.server.attachment import Attachment
 from agentrun_server.server.handler import check_media_type, prompt_tokens, raw_request
 from agentrun_server.server.question import Question, QuestionReader, conversation_not_found
 from agentrun_server.server.recorded import REPLAYED, RecordedHandler
+from agentrun_server.server.request_session import open_session
 from agentrun_server.server.response_runs import (
     ResponseRun,
     ResponseRuns,
@@ -64,6 +65,8 @@ class ResponsesHandler(RecordedHandler):
         call.request._raw_request = partial(raw_request, scope, body)
         attachment.request = call.request
         attachment.meter = state.get("usage")
+        # The conversation is kept as such: the session is the agent's own memory beside it.
+        open_session(self._services, attachment, call.request, headers, conversation=call.conversation or "")
         if self._runs is None or not call.store:
             await self._answer_unstored(attachment, question)
             return

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from agentrun_server.config import ServerConfig
 from agentrun_server.core.ids import IdSource
 from agentrun_server.invoker.threads import Threads
+from agentrun_server.runs.sessions import Sessions
 from agentrun_server.runs.sweeper import Sweeper
 from agentrun_server.server.admission import Admission
 from agentrun_server.server.agents import Agents
@@ -22,3 +23,5 @@ class Services:
     threads: Threads
     sweeper: Sweeper
     new_id: IdSource
+    sessions: Sessions | None = None
+    """None: they are off."""

@@ -84,7 +84,7 @@ class StoredResponses:
         items = await self._items(asked, call.owner)
         usage = Usage(input_tokens=_tokens(asked, items))
         item_id = self._new_id("cmp_")
-        # Ten megabytes take a third of a second.
+        # Ten megabytes take a tenth of a second and more.
         item = await asyncio.to_thread(compact, items, lambda _: item_id)
         return objects.compaction(self._new_id("resp_"), int(time.time()), [item], usage)
 

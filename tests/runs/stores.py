@@ -54,6 +54,8 @@ class Misbehaving:
         self.silent = False
         self.wrote = asyncio.Event()
         """Set when something was written that is not acknowledged."""
+        self.overtake: Callable[[], Awaitable[object]] | None = None
+        """What somebody else does before the next commit is made."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -61,6 +63,9 @@ class Misbehaving:
     async def commit(self, changes: Sequence[Change]) -> None:
         if self.away:
             raise StorageUnavailableError("away")
+        overtake, self.overtake = self.overtake, None
+        if overtake is not None:
+            await overtake()
         await self._store.commit(changes)
         if self.silent:
             self.wrote.set()

@@ -93,6 +93,7 @@ async def test_a_chain_of_responses_is_their_input_and_output(store: SQLiteStore
     last = await respond(store, "3", history=["1", "2"])
     assert ids(await response_context(store, last, ALICE, max_items=9)) == ["u1", "a1", "u2", "a2", "u3", "a3"]
     assert ids(await response_context(store, last, ALICE, max_items=5)) == ["u2", "a2", "u3", "a3"]
+    assert await response_context(store, last, ALICE, max_items=0) == []
 
 
 async def test_a_chain_that_lacks_a_response_is_none(store: SQLiteStore) -> None:
@@ -118,6 +119,7 @@ async def test_a_turn_of_which_something_is_left_can_be_continued(store: SQLiteS
     turn = await respond(store, "2", conversation="c")
     await converse(store, "c", user("u1"), user("u2"), agent("a2"), user("u3"))
     await store.commit([Delete("item", "a2")])
+    await converse(store, "other", agent("a2"))
     assert ids(await response_context(store, turn, ALICE, max_items=9)) == ["u1", "u2"]
 
 

@@ -51,7 +51,7 @@ async def session(sessions: Sessions) -> StoredSession:
 
 
 def sessions_in(storage: Storage, clock: Clock, collection: str = "memory") -> Sessions:
-    turns = Turns(opened(storage), "w1")
+    turns = Turns(opened(storage), "w1", look_every=60.0)
 
     async def find_turns() -> Turns:
         return turns
@@ -174,6 +174,8 @@ async def test_nobody_finds_the_session_of_another(storage: Storage, clock: Cloc
         sessions_in(storage, clock).open("chat-2", owner="issuer|alice", user="u"),
         sessions_in(storage, clock).open("u", owner="issuer|alice", user="chat-1"),
         sessions_in(storage, clock).open('"chat-1"', owner="issuer|alice", user='u", "'),
+        sessions_in(storage, clock).open("chat-1", owner="issuer|alice", user="u,u"),
+        sessions_in(storage, clock).open("u,chat-1", owner="issuer|alice", user="u"),
     ]
     for number, place in enumerate(places):
         await place.append_async(user(str(number)))
@@ -215,6 +217,7 @@ async def test_a_returned_state_is_a_copy(session: StoredSession) -> None:
     given: dict[str, Any] = {"inner": [1]}
     returned = await session.update_state_async(given=given)
     given["inner"].append(2)
+    assert returned == {"given": {"inner": [1]}}
     returned["given"]["inner"].append(3)
     (await session.get_state_async())["given"] = 4
     assert await session.get_state_async() == {"given": {"inner": [1]}}
@@ -259,6 +262,15 @@ async def test_a_cleared_session_has_nothing_of_before(session: StoredSession, s
     assert await session.load_async() == [HELLO]
 
 
+async def test_what_is_added_while_a_session_is_cleared_is_cleared_too(storage: Storage, clock: Clock) -> None:
+    store = Misbehaving(storage)
+    session = sessions_in(store.storage, clock).open("chat-1")
+    await session.append_async(HELLO)
+    store.overtake = lambda: sessions_in(storage, clock).open("chat-1").append_async(HI)
+    await session.clear_async()
+    assert await session.load_async() == []
+
+
 async def test_what_another_says_meanwhile_is_cleared_or_kept_whole(sessions: Sessions) -> None:
     one, other = sessions.open("chat-1"), sessions.open("chat-1")
     await one.append_async(HELLO)
@@ -292,12 +304,21 @@ async def test_on_the_event_loop_a_sync_method_says_what_to_write(session: Store
         getattr(session, name)()
 
 
-async def test_an_event_loop_of_the_agents_own_can_use_it_too(session: StoredSession) -> None:
+async def test_an_event_loop_of_the_agents_own_can_use_it_too(storage: Storage, sessions: Sessions) -> None:
+    loops: set[asyncio.AbstractEventLoop] = set()
+
+    async def open_storage() -> Storage:
+        loops.add(asyncio.get_running_loop())
+        return storage
+
+    session = Sessions(open_storage, sessions.turns, "memory").open("chat-1")
+
     async def agent() -> list[Message]:
         await session.append_async(HELLO)
         return await session.load_async()
 
     assert await within(asyncio.to_thread(lambda: asyncio.run(agent()))) == [HELLO]
+    assert loops == {asyncio.get_running_loop()}
 
 
 async def test_errors_come_to_the_thread(session: StoredSession) -> None:
@@ -320,7 +341,9 @@ async def test_a_thread_does_not_wait_for_ever(session: StoredSession, monkeypat
     release = threading.Event()
     asyncio.get_running_loop().call_soon(release.wait, 0.2)  # the event loop is busy with something else
     with pytest.raises(StorageUnavailableError, match="does not answer"):
-        await within(asyncio.to_thread(session.load))
+        await within(asyncio.to_thread(session.append, HELLO))
+    await session.update_state_async(later=1)  # behind it, if it went on
+    assert await session.load_async() == []
 
 
 # --- a turn of the session

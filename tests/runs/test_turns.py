@@ -119,6 +119,7 @@ async def test_those_who_wait_in_one_process_get_it_in_the_order_in_which_they_c
     await turns.release(KIND, "c", "first")
     await within(asyncio.gather(*tasks))
     assert order == list(range(8))
+    assert not turns._queues
 
 
 async def test_only_so_many_wait_for_one_turn(turns: Turns, storage: Storage) -> None:
@@ -129,13 +130,21 @@ async def test_only_so_many_wait_for_one_turn(turns: Turns, storage: Storage) ->
     ]
     await asyncio.sleep(0)
     with pytest.raises(ConversationLockedError):
-        await turns.take(KIND, "c", "one more", wait=NEVER_BY_ITSELF)
+        await within(turns.take(KIND, "c", "one more", wait=NEVER_BY_ITSELF))
     await turns.take(KIND, "other", "r", wait=0)
     for task in waiting:
         task.cancel()
     await within(asyncio.wait(waiting))
     await turns.release(KIND, "c", "r")
     await turns.take(KIND, "c", "one more", wait=0)
+
+
+async def test_who_is_overtaken_between_looking_and_taking_does_not_get_it(storage: Storage) -> None:
+    store = Misbehaving(storage)
+    store.overtake = lambda: Turns(opened(storage), "w2").take(KIND, "c", "r2", wait=0)
+    with pytest.raises(ConversationLockedError):
+        await Turns(opened(store.storage), "w1").take(KIND, "c", "r1", wait=0)
+    assert await status(storage) == "w2/r2"
 
 
 async def test_two_processes_never_have_a_turn_at_once(
@@ -341,6 +350,20 @@ async def test_a_turn_that_was_taken_and_not_acknowledged_is_not_lost(storage: S
     assert await status(storage) == "w1/r1"
     await turns.retry()
     assert await status(storage) == ""
+
+
+async def test_a_turn_that_was_taken_after_all_is_not_released(storage: Storage) -> None:
+    store = Misbehaving(storage)
+    turns = Turns(opened(store.storage), "w1")
+    store.silent = True
+    taking = asyncio.create_task(turns.take(KIND, "c", "r1", wait=0))
+    await within(store.wrote.wait())
+    taking.cancel()
+    await within(asyncio.wait([taking]))
+    store.silent = False
+    await turns.take(KIND, "c", "r1", wait=0)
+    await turns.retry()
+    assert await status(storage) == "w1/r1"
 
 
 async def test_a_release_that_was_cancelled_is_made_sure_of(storage: Storage) -> None:

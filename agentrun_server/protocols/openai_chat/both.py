@@ -85,6 +85,11 @@ class KeptChunks:
         """Return what it has cost so far."""
         return self._chunks.usage(prompt_tokens)
 
+    @property
+    def text(self) -> str:
+        """What the choice says so far."""
+        return self._whole.text
+
     def completion(self) -> str:
         """Return the whole answer as JSON text, when it has ended."""
         return self._whole.completion(

@@ -213,6 +213,11 @@ class CompletionEncoder(Turn):
             self.feed(piece)
         return ""
 
+    @property
+    def text(self) -> str:
+        """What the choice says so far."""
+        return "".join(self._texts)
+
     def finish_choice(self, *, more: bool = False) -> str:
         """End this choice; with `more`, begin the next."""
         self.close()

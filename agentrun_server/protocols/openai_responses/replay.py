@@ -90,7 +90,6 @@ class LoggedItem:
                 self.pieces = []
             case "response.reasoning_summary_part.added":
                 item["summary"].append(event["part"])
-                self.pieces = []
             case "response.output_text.annotation.added":
                 item["content"][-1]["annotations"].append(event["annotation"])
             case "response.mcp_call.completed" | "response.mcp_call.failed":
@@ -111,8 +110,6 @@ class LoggedItem:
 
     def settle(self) -> None:
         """Put into the item what the pieces say."""
-        if self.stage > Stage.OPEN:
-            return
         text = "".join(self.pieces)
         match self.item:
             case {"type": "message", "content": [*_, part]}:
@@ -292,7 +289,7 @@ def read_log(events: Sequence[bytes]) -> ResponseLog:
     log = ResponseLog()
     for event in events:
         log.take(json.loads(event.partition(b"\ndata: ")[2]))
-    for logged in log.items:
+    for logged in log.left_open:
         logged.settle()
     return log
 
