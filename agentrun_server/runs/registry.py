@@ -117,6 +117,8 @@ class Runs:
         self._opening: asyncio.Task[Storage] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
+        self.failing = False
+        """The store could not be reached when the lease was last to be renewed."""
         self._worker: Worker
         self.turns: Turns
 
@@ -179,7 +181,7 @@ class Runs:
             raise
         self._closing = False
         lease = self._config.worker_lease
-        self._spawn(self._keep(lease / 3, lambda: self._renew(storage)))
+        self._spawn(self._keep(lease / 3, lambda: self._renew(storage), vital=True))
         self._spawn(self._keep(lease / 6, lambda: self._bury_dead(storage)))
         self._spawn(self._keep(self._look_every(storage), lambda: self._look_for_cancelled(storage)))
         retention = Retention(storage.store, storage.leases, self._worker.id, max_bytes=self._config.store_max_bytes)
@@ -362,8 +364,8 @@ class Runs:
 
     # --- the worker
 
-    async def _keep(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-        """Do `work` again and again."""
+    async def _keep(self, seconds: float, work: Callable[[], Awaitable[None]], *, vital: bool = False) -> None:
+        """Do `work` again and again; while what is `vital` fails, the server is not ready."""
         failing = False
         while True:
             try:
@@ -375,6 +377,8 @@ class Runs:
                 failing = True
             else:
                 failing = False
+            if vital:
+                self.failing = failing
             await asyncio.sleep(min(seconds, _LOOK_EVERY) if failing else seconds)
 
     async def _renew(self, storage: Storage) -> None:

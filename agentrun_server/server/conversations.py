@@ -6,7 +6,7 @@ A turn that is running hinders nobody here: it works with what it has read, and 
 from collections.abc import Sequence
 from typing import Any
 
-from agentrun_server.errors import InvalidRequestError, NotFoundError
+from agentrun_server.errors import NotFoundError
 from agentrun_server.protocols.openai_responses import objects
 from agentrun_server.protocols.openai_responses.decode import decode_conversation, decode_items, decode_metadata
 from agentrun_server.protocols.openai_responses.items import Item, references, resolve
@@ -159,11 +159,7 @@ def _not_found(conversation_id: str, param: str | None = None) -> NotFoundError:
 
 async def _in_full(store: Store, items: Sequence[Item], owner: str) -> list[Item]:
     """Return `items` with those in place of references that they mean."""
-    try:
-        return resolve(items, await resolve_references(store, references(items), owner))
-    except InvalidRequestError as error:
-        error.param = "items"
-        raise
+    return resolve(items, await resolve_references(store, references(items), owner), param="items")
 
 
 def _shown(record: Record) -> dict[str, Any]:

@@ -113,10 +113,12 @@ class QuestionReader:
         items = expand(resolve(call.items, known), self._recording_ids(made), max_items=max_items)
         context: list[Item] = []
         history: list[str] = []
+        room = max_items - len(items)
         if call.previous_response_id is not None:
-            context, history = await self._before_response(store, call.previous_response_id, owner)
+            context, history = await self._before_response(store, call.previous_response_id, owner, room)
         elif call.conversation is not None:
-            context = await self._before_turn(store, call.conversation, owner)
+            context = await self._before_turn(store, call.conversation, owner, room)
+        context = expand(context, self._new_id, max_items=max_items)
         call.request.messages = to_messages([*context, *items], call.instructions)
         return replace(question, items=items, made=frozenset(made), history=history)
 
@@ -128,12 +130,14 @@ class QuestionReader:
 
         return new_id
 
-    async def _before_response(self, store: Store | None, previous: str, owner: str) -> tuple[list[Item], list[str]]:
+    async def _before_response(
+        self, store: Store | None, previous: str, owner: str, room: int
+    ) -> tuple[list[Item], list[str]]:
         if store is None:
             raise previous_not_found(previous)
         record = await find_previous(store, previous, owner)
         await self._keep(store, record)
-        context = await response_context(store, record, owner, max_items=self._config.max_messages)
+        context = await response_context(store, record, owner, max_items=room)
         return context, [*record.body["history"], previous]
 
     async def _keep(self, store: Store, record: Record) -> None:
@@ -145,7 +149,7 @@ class QuestionReader:
         with suppress(ConflictError):  # one was deleted; the request is told so in a moment
             await store.commit([Update(kind=KIND, id=one, expires_at=now + ttl) for one in ids])
 
-    async def _before_turn(self, store: Store | None, conversation: str, owner: str) -> list[Item]:
+    async def _before_turn(self, store: Store | None, conversation: str, owner: str, room: int) -> list[Item]:
         if store is None or await store.get("conversation", conversation, owner) is None:
             raise conversation_not_found(conversation)
-        return await conversation_items(store, conversation, owner, max_items=self._config.max_messages)
+        return await conversation_items(store, conversation, owner, max_items=room)

@@ -9,6 +9,7 @@ from typing import Any
 from agentrun_server.core.request import AgentRequest, Headers
 from agentrun_server.errors import APIError
 from agentrun_server.protocols.json_text import dumps
+from agentrun_server.protocols.openai_responses.compaction import expand
 from agentrun_server.protocols.openai_responses.decode import ResponseOptions, ResponsesCall, decode
 from agentrun_server.protocols.openai_responses.encode import DONE, ResponseEncoder, ResponseSettings
 from agentrun_server.protocols.openai_responses.messages import to_messages
@@ -152,15 +153,17 @@ class ResponseRuns:
 
     async def revive(self, record: Record, events: Sequence[bytes], *, attempt: int) -> Revived | None:
         """Return what runs a response again; None when that cannot be."""
-        body = record.body
-        if not body.get("call") or read_log(events).obstacle:
+        body, log = record.body, read_log(events)
+        # A client may have run a tool already that it was asked to run: it must not be asked again.
+        if not body.get("call") or log.obstacle or log.calls_client:
             return None
         call = decode(dict(body["call"]), Headers(), self._new_id, max_items=self._config.max_messages)
         request = call.request
         request.principal, request.request_id = load_principal(body["principal"]), record.id
         try:
             agent = self._services.agents.find(request.model, request.principal)
-            request.messages = to_messages([*await self._context(record), *body["input"]], call.instructions)
+            context = expand(await self._context(record), self._new_id, max_items=self._config.max_messages)
+            request.messages = to_messages([*context, *body["input"]], call.instructions)
         except APIError:
             return None  # what it needs is not there any more
         encoder = self.encoder(call, record.id, int(body["response"]["created_at"]))

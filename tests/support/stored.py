@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import openai
+import pytest
 
 from agentrun_server.config import ServerConfig
 from agentrun_server.core.ids import IdSource
@@ -154,7 +155,7 @@ def check_schema(name: str, value: Any) -> None:
 
 @cache
 def _validator(path: str, name: str) -> Callable[[Any], Any]:
-    import jsonschema
+    jsonschema = pytest.importorskip("jsonschema")
 
     schemas = json.loads(Path(path).read_text(encoding="utf-8"))["components"]["schemas"]
     assert name in schemas, name

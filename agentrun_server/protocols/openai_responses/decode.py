@@ -14,7 +14,7 @@ from agentrun_server.core.grammar import ToolKind
 from agentrun_server.core.messages import Tool
 from agentrun_server.core.request import AgentRequest, Headers
 from agentrun_server.errors import InvalidRequestError
-from agentrun_server.protocols.fields import check_finite, invalid, metadata, missing
+from agentrun_server.protocols.fields import array, check_finite, invalid, metadata, missing
 from agentrun_server.protocols.openai_responses.fields import FIELDS
 from agentrun_server.protocols.openai_responses.items import Item, read_items
 
@@ -307,7 +307,7 @@ def decode_conversation(body: dict[str, Any], new_id: Callable[[str], str]) -> t
     items = body.get("items")
     pairs = body.get("metadata")
     return (
-        [] if items is None else read_items(items, new_id, max_items=_MAX_NEW_ITEMS, param="items"),
+        [] if items is None else read_items(array(items, "items"), new_id, max_items=_MAX_NEW_ITEMS, param="items"),
         {} if pairs is None else metadata(pairs, "metadata"),
     )
 
@@ -320,7 +320,7 @@ def decode_items(body: dict[str, Any], new_id: Callable[[str], str]) -> list[Ite
     """
     if body.get("items") is None:
         missing("items")
-    return read_items(body["items"], new_id, max_items=_MAX_NEW_ITEMS, param="items")
+    return read_items(array(body["items"], "items"), new_id, max_items=_MAX_NEW_ITEMS, param="items")
 
 
 def decode_metadata(body: dict[str, Any]) -> dict[str, str]:

@@ -269,6 +269,12 @@ class ResponseEncoder(Turn):
             self._own_left = max(0, self._own_left - called)
         self.ended = log.response is not None or log.error is not None or log.is_whole
 
+    def go_on_at(self, number: int) -> None:
+        """Write an end behind so many events, for a reader who has them; what they told is not known here."""
+        self._sequence = number
+        if number:
+            self._status = "in_progress"
+
     def proceed(self) -> str:
         """Tell that the response runs now: it was queued, or was taken up and the agent runs once more.
 

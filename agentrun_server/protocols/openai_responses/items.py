@@ -56,7 +56,7 @@ def references(items: Sequence[Item]) -> list[str]:
     return list(dict.fromkeys(item["id"] for item in items if item["type"] == "item_reference"))
 
 
-def resolve(items: Sequence[Item], known: Mapping[str, Item]) -> list[Item]:
+def resolve(items: Sequence[Item], known: Mapping[str, Item], *, param: str = "input") -> list[Item]:
     """Return `items` with each reference replaced by the item it means.
 
     Raises:
@@ -69,7 +69,7 @@ def resolve(items: Sequence[Item], known: Mapping[str, Item]) -> list[Item]:
                 raise InvalidRequestError(
                     f"Item with id '{item['id']}' not found. Items are only kept when 'store' is true.",
                     code="item_not_found",
-                    param="input",
+                    param=param,
                 )
             item = known[item["id"]]  # noqa: PLW2901 - the same item, in full
         resolved.append(item)

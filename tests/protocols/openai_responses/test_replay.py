@@ -73,10 +73,11 @@ class TestOutputSoFar:
 
     def test_has_every_part_of_a_message(self) -> None:
         logprobs = {"include": ["message.output_text.logprobs"]}
-        log = log_of([TextDelta("H", {"content": [TOKEN]}), TextDelta("i"), RefusalDelta("But no.")], logprobs)
+        said = [TextDelta("H", {"content": [TOKEN]}), TextDelta("i", {"content": [TOKEN]}), RefusalDelta("But no.")]
+        log = log_of(said, logprobs)
         (message,) = output_so_far(log)
         assert message["content"] == [
-            {"type": "output_text", "text": "Hi", "annotations": [], "logprobs": [TOKEN]},
+            {"type": "output_text", "text": "Hi", "annotations": [], "logprobs": [TOKEN, TOKEN]},
             {"type": "refusal", "refusal": "But no."},
         ]
         (message,) = output_so_far(log[:5])

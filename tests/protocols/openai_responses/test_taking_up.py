@@ -288,7 +288,7 @@ class TestALogThatHasEnded:
         log = split_events(stream.decode())
         encoder = taken_up(log[:-1])
         assert encoder.ended
-        assert encoder.feed(ReasoningDelta("never")) == ""
+        assert encoder.proceed() + encoder.feed(ReasoningDelta("never")) == ""
         assert b"".join(log[:-1]) + finish(encoder).encode() == stream
 
     @pytest.mark.parametrize("rest", [*RESTS.values(), finish], ids=[*RESTS, "finish"])
