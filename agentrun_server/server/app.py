@@ -402,6 +402,8 @@ class AgentRunServer:
             return "The server is shutting down."
         if self._threads.zombies * 2 >= self.config.max_sync_threads:
             return "Too many agents did not end when they were cancelled."
+        if self._runs is not None and self._runs.failing:
+            return "The store cannot be reached."
         return None
 
     # --- lifespan
