@@ -37,7 +37,18 @@ class Recording(Execution):
         hold: show that it has begun after so many seconds, though the agent has said nothing; None: wait.
     """
 
-    __slots__ = ("_enter", "_hold", "_resumable", "before", "behind", "error", "journal", "script")
+    __slots__ = (
+        "_counted",
+        "_enter",
+        "_hold",
+        "_resumable",
+        "attended",
+        "before",
+        "behind",
+        "error",
+        "journal",
+        "script",
+    )
 
     def __init__(
         self,
@@ -59,6 +70,9 @@ class Recording(Execution):
         """What must be had before the agent runs."""
         self.behind: Callable[[], Awaitable[None]] | None = None
         """What is left to do when it has run, before its end is told; it is done when it was never run, too."""
+        self.attended = False
+        """A request waits for it, and has it counted when it is over itself."""
+        self._counted = 0
         self._enter = enter
         self._resumable = resumable
         self._hold = hold
@@ -132,6 +146,20 @@ class Recording(Execution):
         await self._leave()
         if self.run.stop_reason is None:
             self._finish(rest)
+
+    def count(self) -> None:
+        """Tell the rate limit in front what the run cost: when its request is over, and what was added after that."""
+        meter = self.meter
+        if meter is None or self.attended:
+            return
+        usage = self.script.usage()
+        cost = usage.input_tokens + usage.output_tokens - self._counted
+        self._counted += cost
+        charge = meter.get("charge")
+        if callable(charge):
+            charge(cost)
+        else:
+            meter["total_tokens"] = self._counted
 
     async def _leave(self) -> None:
         behind, self.behind = self.behind, None

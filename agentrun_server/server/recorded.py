@@ -57,7 +57,7 @@ class RecordedHandler(RunHandler):
             APIError: the answer has another status.
         """
         attachment.run.move(RunStatus.IN_PROGRESS)
-        attachment.reads_log = True
+        attachment.reads_log = recording.attended = True
         attachment.begin()
         try:
             if stream:
@@ -68,6 +68,7 @@ class RecordedHandler(RunHandler):
                 self._check(recording)
                 await attachment.answer(200, whole().encode())
         finally:
+            recording.attended = False
             recording.count()
             attachment.first_event = recording.first_event
             attachment.run.move(recording.run.status)

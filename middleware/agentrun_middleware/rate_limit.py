@@ -20,7 +20,7 @@ from typing import Any
 from agentrun_middleware.answers import Refusal, duration, refuse, retry_headers
 from agentrun_middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from agentrun_middleware.lifespan import run_lifespan
-from agentrun_middleware.state import USAGE, principal_of, set_state
+from agentrun_middleware.state import CHARGE, USAGE, principal_of, set_state
 from agentrun_middleware.token_bucket import (
     NANOSECONDS,
     BucketStore,
@@ -126,12 +126,23 @@ class RateLimitMiddleware:
             await self._app(scope, receive, send)
             return
         usage = _usage_of(scope)
+        usage[CHARGE] = self._charging(caller, limits.tokens, usage.get(CHARGE))
         try:
             await self._app(scope, receive, send)
         finally:
             cost = limits.tokens.cost(_total_tokens(usage))
             if cost:
                 self._buckets.charge(caller, cost)
+
+    def _charging(self, caller: str, rate: Rate, outer: Callable[[float], None] | None) -> Callable[[float], None]:
+        """Return what takes tokens whose number is known when the request is over, here and in front of here."""
+
+        def charge(tokens: float) -> None:
+            self._buckets.charge(caller, rate.cost(_number(tokens)))
+            if outer is not None:
+                outer(tokens)
+
+        return charge
 
     def _limits_of(self, scope: Scope) -> Limits | None:
         """Return the limits of this request, None when it has none."""
@@ -186,7 +197,10 @@ def _usage_of(scope: Scope) -> _Usage:
 
 def _total_tokens(usage: _Usage) -> float:
     """Return what the app has written, 0 when it has written nothing or what cannot be meant."""
-    total = usage.get("total_tokens")
+    return _number(usage.get("total_tokens"))
+
+
+def _number(total: Any) -> float:
     if total is None:
         return 0
     if isinstance(total, int | float) and not isinstance(total, bool) and 0 <= total <= _MOST_TOKENS:

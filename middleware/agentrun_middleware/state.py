@@ -2,7 +2,8 @@
 
 * ``principal`` — set by an authentication middleware: who is calling, as a `Principal`.
 * ``usage`` — a dict set by the rate limit when it limits tokens; the app writes ``total_tokens`` into it when it knows
-  how many tokens the answer cost. An app that does not is charged for requests alone.
+  how many tokens the answer cost. An app that does not is charged for requests alone. In it, ``charge`` is a function
+  that takes a number of tokens at once, during the request or after it: for work that outlives its request.
 * ``request_id`` — set by whoever stands outermost, `RequestIDMiddleware` or the app itself; all others keep to it.
 """
 
@@ -11,10 +12,11 @@ from typing import Any, Final
 from agentrun_middleware.asgi import Scope
 from agentrun_middleware.principal import Principal
 
-__all__ = ["PRINCIPAL", "USAGE", "principal_of", "set_state"]
+__all__ = ["CHARGE", "PRINCIPAL", "USAGE", "principal_of", "set_state"]
 
 PRINCIPAL: Final = "principal"
 USAGE: Final = "usage"
+CHARGE: Final = "charge"
 
 
 def set_state(scope: Scope, key: str, value: Any) -> None:

@@ -416,6 +416,25 @@ async def test_two_limits_in_a_row_both_take_what_an_answer_cost(clock: Clock) -
     assert (await ours.take("192.0.2.1", Limits(tokens=Rate(600)))).tokens == 6 * NANOSECONDS
 
 
+async def test_work_that_outlives_its_request_is_charged_when_it_ends(clock: Clock) -> None:
+    """And by every limit in front of it."""
+    mine, ours = LocalBuckets(clock=clock), LocalBuckets(clock=clock)
+    charges: list[Callable[[float], None]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        charges.append(scope["state"]["usage"]["charge"])
+        await hello(scope, receive, send)
+
+    inner = RateLimitMiddleware(app, tokens_per_minute=60, buckets=mine)
+    outer = RateLimitMiddleware(inner, tokens_per_minute=600, key=lambda scope: scope["client"][0], buckets=ours)
+    await ask(outer, state={PRINCIPAL: ALICE})
+    charges[0](45)
+    charges[0](15)
+    assert (await ask(outer, state={PRINCIPAL: ALICE})).status == 429
+    assert (await ask(outer, state={PRINCIPAL: BOB})).limits()["remaining-tokens"] == "60"
+    assert (await ours.take("192.0.2.1", Limits(tokens=Rate(600)))).tokens == 6 * NANOSECONDS
+
+
 # --- who is calling
 
 
