@@ -9,6 +9,7 @@ from json import loads as from_json
 from typing import Any
 
 from agentrun_server.core.request import AgentRequest, Headers
+from agentrun_server.errors import APIError
 from agentrun_server.invoker.agent import NOTHING, Agent
 from agentrun_server.observability.logs import get_logger
 from agentrun_server.protocols.openai_chat.decode import PLAIN, ChatOptions, decode, parse_json
@@ -246,7 +247,7 @@ class ChatHandler(RecordedHandler):
                     known,
                     stream=stream,
                     end="",
-                    encode_error=ChunkEncoder.fail,
+                    encode_error=_encode_error,
                     whole=lambda ended: str(ended.body["answer"]),
                 )
                 return
@@ -283,7 +284,7 @@ class ChatHandler(RecordedHandler):
             stream=stream,
             goes_on=True,  # who sends a key means to come again for the answer
             end="",
-            encode_error=lambda error, _: ChunkEncoder.fail(error),
+            encode_error=_encode_error,
             whole=lambda: str(script.answer),
         )
 
@@ -303,3 +304,7 @@ class _Question:
     options: ChatOptions
     headers: Headers
     body: bytes
+
+
+def _encode_error(error: APIError, _: int) -> str:
+    return ChunkEncoder.fail(error)

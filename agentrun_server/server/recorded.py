@@ -121,7 +121,7 @@ class RecordedHandler(RunHandler):
         *,
         stream: bool,
         end: str,
-        encode_error: Callable[[APIError], str],
+        encode_error: Callable[[APIError, int], str],
         whole: Callable[[Record], str],
     ) -> None:
         """Answer with the run of another request that had the same key; wait for its end, if it runs still.
@@ -132,10 +132,12 @@ class RecordedHandler(RunHandler):
         attachment.reads_log = True
         attachment.begin()
         attachment.watch()
+        sent = 0
         if stream:
-            attachment.encode_error = encode_error
+            attachment.encode_error = lambda error: encode_error(error, sent)
         async with aclosing(runs.follow(record, -1)) as batches:
             async for batch in batches:
+                sent += len(batch)
                 if stream:
                     await attachment.send(b"".join(batch))
         ended = await runs.reload(record)

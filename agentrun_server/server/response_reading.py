@@ -69,11 +69,13 @@ class _Reading(RunHandler):
                 "This response cannot be streamed: it was made with neither 'stream' nor 'background'.", param="stream"
             )
         attachment.reads_log = True
-        attachment.encode_error = encode_error
+        number = wanted.starting_after + 1
+        attachment.encode_error = lambda error: encode_error(error, number)
         attachment.begin()
         attachment.watch()
         async with aclosing(self._runs.follow(record, wanted.starting_after)) as batches:
             async for batch in batches:
+                number += len(batch)
                 await attachment.send(b"".join(batch))
                 if attachment.disconnected:
                     return

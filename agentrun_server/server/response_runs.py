@@ -218,9 +218,9 @@ def response_settings(services: Services) -> ResponseSettings:
     )
 
 
-def encode_error(error: APIError) -> str:
-    """Return the end of a stream that shows somebody else's run, and cannot."""
-    event = {"type": "error", "sequence_number": 0, **error_event(error)}
+def encode_error(error: APIError, number: int) -> str:
+    """Return the end of a stream that shows another request's run and cannot go on; `number` is that of the error."""
+    event = {"type": "error", "sequence_number": number, **error_event(error)}
     return f"event: error\ndata: {dumps(event)}\n\n{DONE}"
 
 
