@@ -48,20 +48,24 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/*
 
-# A user with a name: libraries ask for it, and Kubernetes can tell from the number that it is not root. The folder is
-# for a volume with API keys: an empty volume takes over whose it is. Nothing else here belongs to the user.
+# A user with a name: libraries ask for it, and Kubernetes can tell from the number that it is not root. The folders are
+# for volumes, one with API keys and one with what the server stores: an empty volume takes over whose its folder is.
+# Nothing else here belongs to the user.
 RUN groupadd --gid 10001 agentrun \
     && useradd --uid 10001 --gid agentrun --home-dir /app --no-create-home --shell /usr/sbin/nologin agentrun \
-    && install --directory --owner agentrun --group agentrun --mode 0700 /var/lib/agentrun
+    && install --directory --owner agentrun --group agentrun --mode 0700 /etc/agentrun /var/lib/agentrun
 
 COPY --from=build /opt/agentrun /opt/agentrun
 ENV PATH=/opt/agentrun/bin:$PATH \
+    AGENTRUN_HOME=/var/lib/agentrun \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 WORKDIR /app
 COPY deploy/app.py ./
 USER 10001:10001
 
+# What is stored can be written also where nothing else can, and goes with the container unless the volume has a name.
+VOLUME /var/lib/agentrun
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["agentrun-server", "healthcheck"]

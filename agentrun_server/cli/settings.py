@@ -130,7 +130,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:g}"
+        return str(int(value)) if value.is_integer() else f"{value:g}"
     if isinstance(value, (list, tuple)):
         return ",".join(typing.cast("Sequence[str]", value))
     return str(value)

@@ -43,8 +43,12 @@ class Entry(Protocol):
         """Return what creates the record, of a run that `worker` has."""
         ...
 
-    def proceed(self, fence: Lease | None) -> list[Change]:
-        """Return what tells that a run which was queued runs now."""
+    def proceed(self, worker: str, fence: Lease | None) -> list[Change]:
+        """Return what tells that a run which was queued runs now, and that `worker` has it."""
+        ...
+
+    def pass_on(self, heir: str, fence: Lease | None) -> list[Change]:
+        """Return what leaves a run that is queued still to the worker `heir`."""
         ...
 
     def end(self, outcome: Outcome, fence: Lease | None, now: float) -> list[Change]:
@@ -80,13 +84,26 @@ class RecordEntry:
         # It does not expire while it is open.
         return [self._create({**self.body, "worker": worker}, status, None), *self.companions]
 
-    def proceed(self, fence: Lease | None) -> list[Change]:
-        """Return what tells that a run which was queued runs now."""
+    def proceed(self, worker: str, fence: Lease | None) -> list[Change]:
+        """Return what tells that a run which was queued runs now, and that `worker` has it."""
         return [
             Update(
                 kind=self.kind,
                 id=self.id,
+                body={**self.body, "worker": worker},
                 status=RunStatus.IN_PROGRESS.value,
+                expect_status={RunStatus.QUEUED.value},
+                fence=fence,
+            )
+        ]
+
+    def pass_on(self, heir: str, fence: Lease | None) -> list[Change]:
+        """Return what leaves a run that is queued still to the worker `heir`."""
+        return [
+            Update(
+                kind=self.kind,
+                id=self.id,
+                body={**self.body, "worker": heir},
                 expect_status={RunStatus.QUEUED.value},
                 fence=fence,
             )

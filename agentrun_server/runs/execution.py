@@ -96,11 +96,15 @@ class Execution:
             return
         self.run.stop_reason = reason
         self.stopped_at = time.monotonic()
-        if self.request is not None:
-            self.request._cancel()
+        self.cancel_request()
         self._stopped(reason)
         if self.task is not None and self.task is not asyncio.current_task():
             self.task.cancel()
+
+    def cancel_request(self) -> None:
+        """Tell the agent that its answer is not wanted any more."""
+        if self.request is not None:
+            self.request._cancel()
 
     def _is_over(self, reason: StopReason) -> bool:
         """Tell whether there is nothing to stop any more."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from agentrun_server.core.request import Headers
 from agentrun_server.errors import InvalidRequestError
-from agentrun_server.storage.contracts import Create, Delete, Record, Store
+from agentrun_server.storage.contracts import ConflictError, Create, Delete, Record, Store, Update
 
 __all__ = ["HEADER", "Claim", "read_claim"]
 
@@ -36,7 +36,14 @@ class Claim:
     def change(self, kind: str, run: str, now: float) -> Create:
         """Return what says that the run `run`, a record of `kind`, is that of this request."""
         body = {"digest": self.digest, "kind": kind, "run": run}
-        return Create(Record(kind=_KIND, id=self.id, owner=self.owner, body=body, expires_at=now + self.ttl))
+        # The status tells one record from the next of the same key.
+        return Create(
+            Record(kind=_KIND, id=self.id, owner=self.owner, body=body, status=run, expires_at=now + self.ttl)
+        )
+
+    def withdraw(self) -> Delete:
+        """Return what forgets the key: nothing was done, and the request may come again."""
+        return Delete(_KIND, self.id)
 
     async def find(self, store: Store, now: float) -> Record | None:
         """Return the record of the run that this request asked for before; None: it is new.
@@ -49,7 +56,12 @@ class Claim:
         if known is None:
             return None
         if known.expires_at is not None and known.expires_at <= now:
-            await store.commit([Delete(_KIND, self.id)])
+            # As it was seen here: a twin may have begun anew just now.
+            as_seen = Update(kind=_KIND, id=self.id, status="", expect_status={known.status})
+            try:
+                await store.commit([as_seen, self.withdraw()])
+            except ConflictError:
+                return await self.find(store, now)
             return None
         if known.body["digest"] != self.digest:
             raise InvalidRequestError(

@@ -4,14 +4,18 @@ While one batch is being written the next gathers, so nothing waits for a timer 
 batches. Readers in this process get what is new from memory, what is older from the store; readers elsewhere are woken
 by the bus, and look by themselves now and then.
 
+One task writes, so that nothing is written twice, and the end stands behind everything else. A commit of which nobody
+knows whether it was made is looked up before it is tried again.
+
 Bounds: what has been said and not been written down (`_MAX_PENDING`; the agent waits), what is kept in memory for
-readers (`_MAX_TAIL`), and how often a store that fails is tried again (`_PAUSES`).
+readers (`_MAX_TAIL`), and how often and how long a store that fails is tried again (`_PAUSES`, `_PATIENCE`).
 """
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
@@ -36,11 +40,23 @@ _MAX_PENDING: Final = 1024 * 1024
 _MAX_TAIL: Final = 256 * 1024
 _PAGE: Final = 500
 _PAUSES: Final = (0.05, 0.2, 1.0)
+_PATIENCE: Final = 3.0
+"""Seconds after which a store that fails is not tried again."""
 
 
 def topic(run: str) -> str:
     """Return the topic of the bus on which news of a run is told."""
     return f"run:{run}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What is written together."""
+
+    events: Sequence[bytes]
+    proceeds: bool
+    """A run that was queued runs now."""
+    outcome: Outcome | None
 
 
 class Journal:
@@ -86,6 +102,7 @@ class Journal:
         """The end is in the store, or will be written by somebody else."""
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._proceeds = False
         self._outcome: Outcome | None = None
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
@@ -101,31 +118,27 @@ class Journal:
             ConflictError: something it is written with is not as expected, or there is such a record.
             StorageUnavailableError: it may have been written or not.
         """
-        entry = self.entry
-        changes = entry.begin(self._worker, status, self._clock())
-        if events and self.keeps_events:
-            changes.append(self._appended(events))
-        await self._store.commit(changes)
-        entry.begun = True
-        if self.keeps_events:
-            self._show(events)
-
-    async def proceed(self, events: Sequence[bytes]) -> bool:
-        """Write that a run which was queued runs now; False when that is not so any more."""
-        changes = self.entry.proceed(self._lease())
-        if events and self.keeps_events:
-            changes.append(self._appended(events))
+        entry, kept = self.entry, events if self.keeps_events else ()
+        # The log comes with its fence, even when there is nothing to append: who was taken for dead begins nothing.
+        changes = [*entry.begin(self._worker, status, self._clock()), self._appended(kept)]
         try:
             await self._store.commit(changes)
         except ConflictError:
-            self._give_up(StopReason.LEASE_LOST)
-            return False
-        except StorageUnavailableError:
+            raise
+        except BaseException:  # a store that is away, or a cancellation: it may be there, and nobody runs it
             self._give_up(StopReason.STORAGE)
-            return False
-        self._show(events if self.keeps_events else ())
-        await self._bus.publish(topic(self.entry.id))
-        return True
+            raise
+        entry.begun = True
+        self._show(kept)
+
+    async def proceed(self, events: Sequence[bytes]) -> bool:
+        """Write that a run which was queued runs now; False when that is not so any more."""
+        self._proceeds = True
+        self.append(events)
+        self._write_soon()
+        while self._proceeds and not self.closed:
+            await self._news.wait()
+        return not self.closed
 
     def append(self, events: Sequence[bytes]) -> None:
         """Add events; they are written as soon as possible."""
@@ -164,7 +177,7 @@ class Journal:
 
     async def _write(self) -> None:
         try:
-            while not self.closed and (self._pending or self._outcome is not None):
+            while not self.closed and (self._pending or self._proceeds or self._outcome is not None):
                 await self._write_batch()
         except Exception:
             logger.exception("a run cannot be written down", extra={"run": self.entry.id})
@@ -173,10 +186,10 @@ class Journal:
             self._writer = None
 
     async def _write_batch(self) -> None:
-        batch, outcome = self._pending, self._outcome
+        batch = _Batch(self._pending, self._proceeds, self._outcome)
         self._pending, self._pending_bytes = [], 0
         try:
-            await self._commit(batch, outcome)
+            await self._commit(batch)
         except StorageUnavailableError:
             logger.warning("a run cannot be written down now", extra={"run": self.entry.id})
             self._give_up(StopReason.STORAGE)
@@ -184,51 +197,59 @@ class Journal:
         except ConflictError:
             self._give_up(StopReason.LEASE_LOST)
             return
-        self._show(batch)
-        if outcome is not None:
+        if batch.proceeds:
+            self._proceeds = False
+        self._show(batch.events)
+        if batch.outcome is not None:
             self.settled = True
             self._close()
             for other in self.entry.wakes:
                 await self._bus.publish(other)
         await self._bus.publish(topic(self.entry.id))
 
-    async def _commit(self, batch: Sequence[bytes], outcome: Outcome | None) -> None:
+    async def _commit(self, batch: _Batch) -> None:
         """Write a batch, once: whether a commit that failed was made after all is looked up before the next try."""
-        entry = self.entry
-        for pause in (*_PAUSES, None):
+        pauses, unsure = iter(_PAUSES), False
+        patient_until = time.monotonic() + _PATIENCE
+        while True:
             try:
-                await self._store.commit(self._changes(batch, outcome))
-            except StorageUnavailableError:
-                if pause is None:
-                    raise
-                await asyncio.sleep(pause)
-                if await self._is_written(batch, outcome):
-                    break
-            except ConflictError:
-                # What comes with the end may be in its way: a conversation that was deleted meanwhile.
-                if outcome is None or not entry.give_way():
-                    raise
-            else:
+                if not (unsure and await self._is_written(batch)):
+                    await self._store.commit(self._changes(batch))
                 break
-        else:
-            raise StorageUnavailableError("the store failed again and again")
-        entry.begun = True
+            except StorageUnavailableError:
+                pause = next(pauses, None)
+                if pause is None or time.monotonic() > patient_until:
+                    raise
+                unsure = True
+                await asyncio.sleep(pause)
+            except ConflictError:
+                if unsure and await self._is_written(batch):
+                    break  # it was made after it had been looked up
+                # What comes with the end may be in its way: a conversation that was deleted meanwhile.
+                if batch.outcome is None or not self.entry.give_way():
+                    raise
+        self.entry.begun = True
 
-    def _changes(self, batch: Sequence[bytes], outcome: Outcome | None) -> list[Change]:
-        now, entry, changes = self._clock(), self.entry, list[Change]()
-        ending = [] if outcome is None else entry.end(outcome, self._lease(), now)
-        if entry.begun:
-            changes += [self._appended(batch)] if batch else []
-            return changes + ending
-        # The record first: the log belongs to it.
-        changes += entry.begin(self._worker, RunStatus.IN_PROGRESS, now) if outcome is None else ending
-        return changes + ([self._appended(batch)] if batch else [])
-
-    async def _is_written(self, batch: Sequence[bytes], outcome: Outcome | None) -> bool:
+    def _changes(self, batch: _Batch) -> list[Change]:
+        now, entry, outcome = self._clock(), self.entry, batch.outcome
+        appended = [self._appended(batch.events)] if batch.events else []
         if outcome is not None:
+            ending = entry.end(outcome, self._lease(), now)
+            # The record first, where it is made only now: the log belongs to it.
+            return [*appended, *ending] if entry.begun else [*ending, *appended]
+        if not entry.begun:
+            return [*entry.begin(self._worker, RunStatus.IN_PROGRESS, now), *appended]
+        return [*(entry.proceed(self._worker, self._lease()) if batch.proceeds else []), *appended]
+
+    async def _is_written(self, batch: _Batch) -> bool:
+        """Tell whether what stands in the store is this batch: somebody else may have ended the run instead."""
+        if batch.outcome is not None or batch.proceeds:
+            status = RunStatus.IN_PROGRESS if batch.outcome is None else batch.outcome.status
             record = await self._store.get(self.entry.kind, self.entry.id, None)
-            return record is not None and record.status == outcome.status
-        return bool(await self._store.events(self.entry.id, self.written + len(batch) - 2, 1)) if batch else True
+            if record is None or record.status != status:
+                return False
+        events = await self._store.events(self.entry.id, self.written - 1, len(batch.events)) if batch.events else []
+        return [event.data for event in events] == list(batch.events)
 
     def _appended(self, batch: Sequence[bytes]) -> AppendEvents:
         return AppendEvents(run=self.entry.id, first=self.written, data=batch, fence=self._lease())

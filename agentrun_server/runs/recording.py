@@ -21,7 +21,7 @@ from agentrun_server.runs.script import Script
 
 __all__ = ["Recording"]
 
-_BROKEN = frozenset({StopReason.LEASE_LOST, StopReason.DELETED, StopReason.STORAGE})
+_BROKEN = frozenset({StopReason.LEASE_LOST, StopReason.STORAGE})
 """Nothing can be written any more."""
 
 
@@ -48,6 +48,7 @@ class Recording(Execution):
         "behind",
         "error",
         "journal",
+        "passes_on",
         "script",
     )
 
@@ -73,6 +74,8 @@ class Recording(Execution):
         """What is left to do when it has run, before its end is told; it is done when it was never run, too."""
         self.attended = False
         """A request waits for it, and has it counted when it is over itself."""
+        self.passes_on = False
+        """It waited for a place, and will not get one here any more."""
         self._counted = 0
         self._enter = enter
         self._resumable = resumable
@@ -126,8 +129,7 @@ class Recording(Execution):
         except BaseException as exc:  # agents raise SystemExit too, and groups of anything
             self._fail(agent_failure(exc, self.request_id, debug=self._config.debug))
         finally:
-            if self.request is not None:
-                self.request._cancel()
+            self.cancel_request()
             self.release()
             await self._leave()
         with contextlib.suppress(asyncio.CancelledError):  # given up: what is written is written
@@ -207,6 +209,7 @@ class Recording(Execution):
     def _stopped(self, reason: StopReason) -> None:
         waits = self._enter is not None and not self.run_started
         if reason in _BROKEN or (reason is StopReason.SHUTDOWN and (waits or self._resumable)):
+            self.passes_on = waits and reason is StopReason.SHUTDOWN
             self.run.move(RunStatus.CANCELLED)
             self.journal.leave()
             return

@@ -7,6 +7,7 @@ runs of dead workers, and what need not be kept any more. The storage is opened 
 import asyncio
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ _LOOK_OFTEN: Final = 0.1
 _CANCEL_WAIT: Final = 5.0
 """Seconds that a worker has to end a run which was cancelled elsewhere, before the answer is given."""
 _MAX_ATTEMPTS: Final = 3
+_LOOKS_FOR_OURS: Final = 2
+"""How often a run is looked for again that may or may not have become ours."""
 
 
 def worker_lost() -> APIError:
@@ -114,9 +117,12 @@ class Runs:
         self.kinds: Mapping[str, KindOfRun] = {}
         self.local: dict[str, Recording] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._hearing: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[Storage] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
+        self._leaving = False
+        """Runs that wait get no place here any more: others run them."""
         self.failing = False
         """The store could not be reached when the lease was last to be renewed."""
         self._worker: Worker
@@ -141,7 +147,8 @@ class Runs:
     def open_soon(self) -> None:
         """Open the storage if there is anything in it: what was left there must be ended, or run again."""
         path = sqlite_path(self._config.store_url or "sqlite")
-        if path is None or path.exists():
+        # `Path.exists` raises where it may not look; whoever needs the store is told then.
+        if path is None or os.path.exists(path):  # noqa: PTH110
             self._spawn(self._open_at_last())
 
     async def _open_at_last(self) -> None:
@@ -158,12 +165,8 @@ class Runs:
             await asyncio.sleep(self._config.worker_lease / 6)
 
     async def delete(self, record: Record) -> None:
-        """Stop the run of a record that is about to be deleted."""
-        local = self.local.get(record.id)
-        if local is not None:
-            local.stop(StopReason.DELETED)
-        else:
-            await self.cancel(record)
+        """End the run of a record that is about to be deleted, so that it gives back what it holds."""
+        await self.cancel(record)
 
     @property
     def is_open(self) -> bool:
@@ -179,7 +182,7 @@ class Runs:
         except BaseException:
             await storage.aclose()
             raise
-        self._closing = False
+        self._closing = self._leaving = False
         lease = self._config.worker_lease
         self._spawn(self._keep(lease / 3, lambda: self._renew(storage), vital=True))
         self._spawn(self._keep(lease / 6, lambda: self._bury_dead(storage)))
@@ -191,7 +194,9 @@ class Runs:
     async def _join(self, storage: Storage) -> None:
         await self._worker.join()
         self.turns = Turns(lambda: _same(storage), self._worker.id, look_every=self._look_every(storage))
-        self._spawn(self._hear(storage, self._worker.id))
+        if self._hearing is not None:
+            self._hearing.cancel()
+        self._hearing = self._spawn(self._hear(storage, self._worker.id))
 
     @staticmethod
     def _look_every(storage: Storage) -> float:
@@ -239,8 +244,8 @@ class Runs:
             storage.bus,
             entry,
             worker=identity,
-            # A new worker is another one: what this run writes is refused then.
-            lease=lambda: worker.lease if worker.id == identity else Lease("", identity, -1),
+            # A new worker is another one, and one that has left is none: what this run writes is refused then.
+            lease=lambda: (worker.lease if worker.id == identity else None) or Lease("", identity, -1),
             lost=lambda reason: self._lost(recording, reason),
             **options,
         )
@@ -257,6 +262,17 @@ class Runs:
         if self.local.get(recording.id) is recording:
             del self.local[recording.id]
         self._sweeper.discard(recording)
+        if recording.passes_on:
+            self._leaving = True
+            if not self._closing:  # else all that is left is found at once
+                self._spawn(self._pass_on(recording.journal.entry))
+
+    async def _pass_on(self, entry: Entry) -> None:
+        """Leave a run that waits to others: while this server drains they would take this worker for alive."""
+        storage = await self.storage()
+        heir = self._worker.heir()
+        with contextlib.suppress(StorageError):  # it has been cancelled; or it is found when this worker has left
+            await storage.store.commit([heir, *entry.pass_on(heir.record.id, self._worker.lease)])
 
     def _lost(self, recording: Recording, reason: StopReason) -> None:
         recording.stop(reason)
@@ -266,15 +282,19 @@ class Runs:
     async def _look_after(self, kind: str, run: str) -> None:
         """Find out why a run of ours cannot be written any more, and end it if that is ours to do."""
         storage = await self.storage()
-        for pause in itertools.chain((0.0, 1.0, 5.0), itertools.repeat(30.0)):
+        for looked, pause in enumerate(itertools.chain((0.0, 1.0, 5.0), itertools.repeat(30.0))):
             await asyncio.sleep(pause)
-            try:
+            local = self.local.get(run)
+            if local is not None and not local.journal.closed:
+                return  # it goes on here
+            with contextlib.suppress(StorageError):
                 record = await storage.store.get(kind, run, None)
-                if record is not None and record.status in OPEN and record.body.get("worker") == self._worker.id:
-                    await self._end(storage, record, self._worker.lease, storage_lost())
-            except StorageError:
-                continue
-            return
+                if record is None or record.body.get("worker") != self._worker.id:
+                    if looked < _LOOKS_FOR_OURS:
+                        continue  # what was to make it ours may still be on its way
+                    return
+                if record.status not in OPEN or await self._end(storage, record, self._worker.lease, storage_lost()):
+                    return
 
     # --- reading and cancelling
 
@@ -283,8 +303,11 @@ class Runs:
         local = self.local.get(record.id)
         if local is not None:
             async for batch in local.journal.follow(after):
+                after += len(batch)
                 yield batch
-            return
+            if local.journal.settled:
+                return
+            # Others go on with it, or end it.
         storage = await self.storage()
         async with storage.bus.subscribe(topic(record.id)) as news:
             while True:
@@ -320,10 +343,11 @@ class Runs:
         """
         storage = await self.storage()
         local = self.local.get(record.id)
-        if local is not None:
+        if local is not None and not local.journal.closed:
             local.stop(StopReason.CANCELLED)
             await local.journal.wait_closed()
-        elif record.status in OPEN:
+            record = await storage.store.get(record.kind, record.id, None) or record
+        if record.status in OPEN:
             await self._cancel_elsewhere(storage, record)
         return await storage.store.get(record.kind, record.id, None) or record
 
@@ -391,14 +415,19 @@ class Runs:
         await self.turns.retry()
 
     async def _bury_dead(self, storage: Storage) -> None:
-        async for worker, lease in self._worker.dead():
-            count = await self._end_runs_of(storage, worker, lease)
-            await self._worker.bury(worker)
-            if count:
-                logger.warning("a worker was lost", extra={"worker": worker, "runs": count})
+        if self._leaving:
+            return
+        async with contextlib.aclosing(self._worker.dead()) as dead:
+            async for worker, lease in dead:
+                ended, left = await self._end_runs_of(storage, worker, lease)
+                if ended or left:
+                    logger.warning("a worker was lost", extra={"worker": worker, "runs": ended, "left": left})
+                if not left:
+                    await self._worker.bury(worker)
 
-    async def _end_runs_of(self, storage: Storage, worker: str, lease: Lease) -> int:
-        count = 0
+    async def _end_runs_of(self, storage: Storage, worker: str, lease: Lease) -> tuple[int, int]:
+        """End the runs of a dead worker, or run them again; return how many, and how many are left for the next try."""
+        ended = left = 0
         for kind in self.kinds:
             after: str | None = None
             while True:
@@ -406,35 +435,45 @@ class Runs:
                     kind, None, statuses=OPEN, fields={"worker": worker}, after=after, limit=100
                 )
                 for record in page.records:
-                    await self._inherit(storage, record, lease)
-                    count += 1
+                    done = await self._inherit(storage, record, lease)
+                    ended, left = ended + done, left + (not done)
                 if not page.has_more:
                     break
                 after = page.records[-1].id
-        return count
+        return ended, left
 
-    async def _inherit(self, storage: Storage, record: Record, lease: Lease) -> None:
-        """Run what a dead worker left again if that is allowed, else end it."""
+    async def _inherit(self, storage: Storage, record: Record, lease: Lease) -> bool:
+        """Run what a dead worker left again if that is allowed, else end it; tell whether that is written."""
+        try:
+            return await self._adopt(storage, record, lease) or await self._end(storage, record, lease, worker_lost())
+        except StorageError:
+            raise
+        except Exception:  # of this run alone: others must not wait for it
+            logger.exception("a run of a lost worker cannot be ended", extra={"run": record.id})
+            return False
+
+    async def _adopt(self, storage: Storage, record: Record, lease: Lease) -> bool:
+        """Run what a dead worker left here, if that is allowed; tell whether it goes on."""
         waits = record.status == RunStatus.QUEUED
+        idempotent = not {"*", record.body.get("model")}.isdisjoint(self._config.idempotent_models)
+        if not waits and not (idempotent and record.status != CANCELLING and record.body.get("background")):
+            return False
         attempt = int(record.body.get("attempt", 1)) + (0 if waits else 1)
-        model = record.body.get("model")
-        idempotent = {"*", model} & set(self._config.idempotent_models)
-        if record.status != CANCELLING and (waits or (idempotent and record.body.get("background"))):
-            if attempt > _MAX_ATTEMPTS:
-                logger.warning("a run was lost too often", extra={"run": record.id})
-            elif await self._adopt(storage, record, lease, attempt):
-                return
-        await self._end(storage, record, lease, worker_lost())
-
-    async def _adopt(self, storage: Storage, record: Record, lease: Lease, attempt: int) -> bool:
+        if attempt > _MAX_ATTEMPTS:
+            logger.warning("a run was lost too often", extra={"run": record.id})
+            return False
         events = await self._events(storage, record.id)
-        revived = await self.kinds[record.kind].revive(record, events, attempt=attempt)
+        try:
+            revived = await self.kinds[record.kind].revive(record, events, attempt=attempt)
+        except APIError:
+            revived = None  # what it was asked is not allowed any more
         if revived is None:
             return False
+        worker = self._worker.id
         change = Update(
             kind=record.kind,
             id=record.id,
-            body={**revived.body, "worker": self._worker.id},
+            body={**revived.body, "worker": worker},
             status=RunStatus.QUEUED.value,
             expect_version=record.version,
             fence=lease,
@@ -443,13 +482,17 @@ class Runs:
             await storage.store.commit([change, *revived.changes])
         except ConflictError:
             return False
-        logger.info("a run of a lost worker goes on here", extra={"run": record.id, "attempt": attempt})
-        self.journal(storage, revived.entry, revived.recording, written=len(events))
-        self.start(revived.recording)
+        except StorageUnavailableError:  # it may be ours now, and nobody runs it
+            self._spawn(self._look_after(record.kind, record.id))
+            raise
+        if worker == self._worker.id:
+            logger.info("a run of a lost worker goes on here", extra={"run": record.id, "attempt": attempt})
+            self.journal(storage, revived.entry, revived.recording, written=len(events))
+            self.start(revived.recording)
         return True
 
-    async def _end(self, storage: Storage, record: Record, lease: Lease | None, error: APIError) -> None:
-        """Write the end of a run that nobody runs."""
+    async def _end(self, storage: Storage, record: Record, lease: Lease | None, error: APIError) -> bool:
+        """Write the end of a run that nobody runs; tell whether it is written."""
         events = await self._events(storage, record.id)
         cancelled = record.status == CANCELLING
         entry, written, outcome = self.kinds[record.kind].conclude(record, events, None if cancelled else error)
@@ -465,6 +508,7 @@ class Runs:
         )
         journal.finish(written, outcome)
         await journal.wait_closed()
+        return journal.settled
 
     async def _events(self, storage: Storage, run: str) -> list[bytes]:
         events: list[bytes] = []

@@ -45,14 +45,14 @@ class ResponseEntry(RecordEntry):
         """Topics of those who wait for the end."""
         return (turn_topic(self.conversation),) if self.turn else ()
 
-    def proceed(self, fence: Lease | None) -> list[Change]:
-        """Return what tells that a response which was queued runs now."""
+    def proceed(self, worker: str, fence: Lease | None) -> list[Change]:
+        """Return what tells that a response which was queued runs now, and that `worker` has it."""
         response = {**self.body["response"], "status": RunStatus.IN_PROGRESS.value}
         return [
             Update(
                 kind=self.kind,
                 id=self.id,
-                body={**self.body, "response": response},
+                body={**self.body, "response": response, "worker": worker},
                 status=RunStatus.IN_PROGRESS.value,
                 expect_status={RunStatus.QUEUED.value},
                 fence=fence,

@@ -31,8 +31,6 @@ class StopReason(StrEnum):
     SHUTDOWN = "shutdown"
     CANCELLED = "cancelled"
     """Its owner asked for it."""
-    DELETED = "deleted"
-    """Its record is gone."""
     LEASE_LOST = "lease_lost"
     """Others took this worker for dead, and the run is theirs."""
     STORAGE = "storage"

@@ -75,6 +75,10 @@ class Worker:
         with contextlib.suppress(StorageError):
             await self._leases.release(lease)
 
+    def heir(self) -> Create:
+        """Return what makes a worker that nobody is: others find it dead, and what it has is theirs at once."""
+        return Create(Record(kind=_KIND, id=self._new_id("wrk_"), owner="", body={}))
+
     async def dead(self) -> AsyncGenerator[tuple[str, Lease], None]:
         """Yield the workers that are dead, each with its lease, which is given back afterwards.
 

@@ -58,7 +58,6 @@ from agentrun_server.server.responses_socket import ResponsesSocket
 from agentrun_server.server.routing import Routes
 from agentrun_server.server.services import Services
 from agentrun_server.server.stored_responses import StoredResponses
-from agentrun_server.server.websocket_head import WebSocketLimits, WebSockets
 from agentrun_server.storage.contracts import Record
 from agentrun_server.storage.opening import Storage, check_storage_url, open_storage
 
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from agentrun_server.server.http_protocol import HttpLimits
+    from agentrun_server.server.websocket_head import WebSockets
 
 __all__ = ["AgentRunServer", "MiddlewareEntry"]
 
@@ -233,7 +233,7 @@ class AgentRunServer:
             stack = self._past_probes(stack)
         for entry in _cors(self.config):
             stack = entry.cls(stack, *entry.args, **entry.kwargs)
-        return OriginGuard(stack, self.config.cors_origins or ())
+        return stack
 
     def _past_probes(self, stack: ASGIApp) -> ASGIApp:
         def app(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:  # no coroutine of its own
@@ -278,7 +278,8 @@ class AgentRunServer:
         exchange = self._open_exchange(scope, send)
         try:
             direct = INNER in scope or (self._app is None and not self._needs_app)
-            await (self._stack if direct else self.app)(scope, receive, exchange.send)
+            guard = OriginGuard(self._stack if direct else self.app, self.config.cors_origins or ())
+            await guard(scope, receive, exchange.send)
         finally:
             self._close_exchange({**scope, "method": "WEBSOCKET"}, exchange)
 
@@ -392,8 +393,10 @@ class AgentRunServer:
         return HttpLimits.from_config(self.config)
 
     @cached_property
-    def websockets(self) -> WebSockets:
+    def websockets(self) -> "WebSockets":
         """Where WebSockets are, and what one may cost; read by `agentrun_server.server.http_protocol`."""
+        from agentrun_server.server.websocket_head import WebSocketLimits, WebSockets
+
         return WebSockets(frozenset(self._sockets), WebSocketLimits.from_config(self.config))
 
     def not_ready(self) -> str | None:

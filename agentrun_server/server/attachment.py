@@ -217,6 +217,11 @@ class Attachment(Execution):
 
     # --- the end
 
+    def cancel_request(self) -> None:
+        """Tell the agent that its answer is not wanted any more, if it is this request's."""
+        if not self.reads_log:
+            super().cancel_request()
+
     def _is_over(self, reason: StopReason) -> bool:
         return self.finished and reason is not StopReason.DISCONNECTED
 

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from json import loads as from_json
 from typing import Any
 
 from agentrun_server.core.request import AgentRequest, Headers
-from agentrun_server.errors import APIError
+from agentrun_server.errors import APIError, NotFoundError
 from agentrun_server.invoker.agent import NOTHING, Agent
 from agentrun_server.observability.logs import get_logger
 from agentrun_server.protocols.openai_chat.decode import PLAIN, ChatOptions, decode, parse_json
@@ -25,12 +26,12 @@ from agentrun_server.server.asgi import Scope
 from agentrun_server.server.attachment import Attachment
 from agentrun_server.server.chat_runs import KIND, ChatEntry, ChatRuns, ChatScript
 from agentrun_server.server.completions import completion_record
-from agentrun_server.server.handler import check_media_type, prompt_tokens, raw_request
+from agentrun_server.server.handler import check_media_type, prompt_tokens, raw_request, storage_unavailable
 from agentrun_server.server.recorded import RecordedHandler
-from agentrun_server.server.request_session import RequestSession, open_session
+from agentrun_server.server.request_session import RequestSession, name_session, open_session
 from agentrun_server.server.resources import owner_of
 from agentrun_server.server.services import Services
-from agentrun_server.storage.contracts import Change, ConflictError, Create, StorageError
+from agentrun_server.storage.contracts import Change, ConflictError, Create, StorageError, StorageUnavailableError
 
 __all__ = ["ChatHandler"]
 
@@ -140,18 +141,20 @@ class ChatHandler(RecordedHandler):
 
     def _is_kept(self, request: AgentRequest, headers: Headers) -> bool:
         """Tell whether anything of the answer is stored."""
-        return (
-            request.params.get("store") is True
-            or HEADER in headers.first
-            # A stream that may lose its client: the answer can be fetched by its id.
-            or (self._goes_on and request.stream)
-            or self._services.sessions is not None
-        )
+        return HEADER in headers.first or self._services.sessions is not None or self._is_stored(request)
+
+    def _is_stored(self, request: AgentRequest) -> bool:
+        """Tell whether the answer can be fetched by its id."""
+        store = request.params.get("store")
+        # A stream that may lose its client, unless the client does not want it to be stored.
+        return store is True or (store is None and self._goes_on and request.stream)
 
     async def _answer_kept(self, attachment: Attachment, runs: Runs, question: "_Question") -> None:
         owner = owner_of(question.request.principal)
         claim = read_claim(question.headers, owner, "chat", question.body, self._config.idempotency_ttl)
-        stores = question.request.params.get("store") is True or (self._goes_on and question.request.stream)
+        # Copies: agents add to the messages of their request, or change them.
+        messages = deepcopy(question.request.messages) if self._is_stored(question.request) else None
+        metadata = dict(question.request.metadata or {})
         script = ChatScript(
             question.request,
             question.options,
@@ -161,13 +164,13 @@ class ChatHandler(RecordedHandler):
         )
 
         def completion() -> list[Change]:
-            if script.answer is None or not stores:
+            if script.answer is None or messages is None:
                 return []
             record = completion_record(
                 from_json(script.answer),
-                question.request.messages,
+                messages,
                 owner=owner,
-                metadata=question.request.metadata,
+                metadata=metadata,
                 ttl=self._config.store_ttl,
                 now=time.time(),
             )
@@ -189,7 +192,9 @@ class ChatHandler(RecordedHandler):
         session: RequestSession | None,
     ) -> None:
         """Answer as always, and store what is to be stored before the end of the answer is told."""
-        store = (await runs.storage()).store
+        must_store = question.request.params.get("store") is True
+        if must_store:
+            await runs.storage()  # before the agent runs for nothing
         attachment.used = script.usage
         if session is None:
             last = await self._perform(attachment, question, script)
@@ -203,13 +208,13 @@ class ChatHandler(RecordedHandler):
             finally:
                 # One that was cut off has said something; one that failed has not.
                 cut = attachment.run.stop_reason is not None and bool(script.text)
-                await session.end(question.request, script.text, failed=not ended and not cut)
+                await session.end(script.text, failed=not ended and not cut)
         try:
             changes = completion()
             if changes:
-                await store.commit(changes)
+                await (await runs.storage()).store.commit(changes)
         except StorageError:
-            if question.request.params.get("store") is True:
+            if must_store:
                 raise
             # It is kept only in case the client should lose it.
             logger.warning("an answer cannot be stored", extra={"request_id": attachment.request_id}, exc_info=True)
@@ -238,27 +243,38 @@ class ChatHandler(RecordedHandler):
     ) -> None:
         """Answer with the run of this request, or with that of the one that came before it with the same key."""
         storage, stream = await runs.storage(), question.request.stream
+        named = "" if session is None else session.session.id
         while True:
             known = await claim.find(storage.store, time.time())
             if known is not None:
-                await self._replay(
-                    attachment,
-                    runs,
-                    known,
-                    stream=stream,
-                    end="",
-                    encode_error=_encode_error,
-                    whole=lambda ended: str(ended.body["answer"]),
-                )
+                if session is not None and known.body.get("session"):
+                    name_session(attachment, known.body["session"])
+                try:
+                    await self._replay(
+                        attachment,
+                        runs,
+                        known,
+                        stream=stream,
+                        end="",
+                        encode_error=_encode_error,
+                        whole=lambda ended: str(ended.body["answer"]),
+                    )
+                except NotFoundError:
+                    continue  # its agent never began, and the key is free
                 return
+            if session is not None:
+                name_session(attachment, session.session.id)
             identity = self._new_id("run_")
             entry = ChatEntry(
                 kind=KIND,
                 id=identity,
                 owner=claim.owner,
-                body={"model": question.request.model},
+                body={"model": question.request.model, "session": named},
                 companions=(claim.change(KIND, identity, time.time()),),
                 ttl=self._config.idempotency_ttl,
+                script=script,
+                claim=claim,
+                session=named,
                 completion=completion,
             )
             recording = Recording(self._config, attachment.request_id, script)
@@ -275,8 +291,8 @@ class ChatHandler(RecordedHandler):
                 raise
             break
         if session is not None:
-            recording.before = partial(session.take_turn, identity, self._config)
-            recording.behind = partial(self._end_session, session, question.request, script, recording)
+            recording.before = partial(self._take_turn, session, identity)
+            recording.behind = partial(self._end_session, session, script, recording)
         runs.start(recording)
         await self._show(
             attachment,
@@ -288,11 +304,15 @@ class ChatHandler(RecordedHandler):
             whole=lambda: str(script.answer),
         )
 
-    async def _end_session(
-        self, session: RequestSession, request: AgentRequest, script: ChatScript, recording: Recording
-    ) -> None:
+    async def _take_turn(self, session: RequestSession, run: str) -> None:
+        try:
+            await session.take_turn(run, self._config)
+        except StorageUnavailableError:
+            raise storage_unavailable().retry_after(1.0) from None
+
+    async def _end_session(self, session: RequestSession, script: ChatScript, recording: Recording) -> None:
         cut = recording.run.stop_reason is not None and bool(script.text)
-        await session.end(request, script.text, failed=script.answer is None and not cut)
+        await session.end(script.text, failed=script.answer is None and not cut)
 
 
 @dataclass(frozen=True, slots=True)

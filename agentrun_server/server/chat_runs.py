@@ -6,7 +6,7 @@ of a stream in its log, or the whole answer.
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -19,11 +19,12 @@ from agentrun_server.protocols.openai_chat.decode import ChatOptions
 from agentrun_server.protocols.openai_chat.encode import ChunkEncoder, CompletionEncoder
 from agentrun_server.protocols.openai_chat.turn import ChatSettings
 from agentrun_server.runs.entry import Entry, Outcome, RecordEntry
+from agentrun_server.runs.idempotency import Claim
 from agentrun_server.runs.pump import Outlet, pump
 from agentrun_server.runs.registry import Revived
 from agentrun_server.runs.run import RunStatus
 from agentrun_server.server.handler import prompt_tokens
-from agentrun_server.storage.contracts import Change, Lease, Record
+from agentrun_server.storage.contracts import Change, Delete, Lease, Record
 
 __all__ = ["KIND", "ChatEntry", "ChatRuns", "ChatScript"]
 
@@ -70,6 +71,8 @@ class ChatScript:
         self.answer: str | None = None
         """The completion as JSON text, once it is whole."""
         self.is_open = False
+        self.ran = False
+        """The agent has begun."""
 
     @property
     def text(self) -> str:
@@ -78,6 +81,7 @@ class ChatScript:
 
     async def perform(self, outlet: Outlet) -> list[bytes]:
         """Run the agent to its end, and return the last events."""
+        self.ran = True
         encoder, rest = self._encoder, ""
         for left in range(self._n - 1, -1, -1):
             rest = await pump(outlet, self._source(), encoder, rest)
@@ -128,13 +132,21 @@ class ChatScript:
 class ChatEntry(RecordEntry):
     """The record of a chat answer, and the completion it is stored as, if it is; an `Entry`."""
 
+    script: ChatScript
+    claim: Claim
+    session: str
+    """Id of the session that every answer names; empty without one."""
     completion: Callable[[], Sequence[Change]]
     """Returns what stores the answer, when it is whole."""
 
     def end(self, outcome: Outcome, fence: Lease | None, now: float) -> list[Change]:
-        """Return what ends the record."""
+        """Return what ends the record; one whose agent never began leaves nothing behind, and its key is free."""
         # `super()` does not work in a dataclass with slots.
-        return [*RecordEntry.end(self, outcome, fence, now), *self.completion()]
+        outcome = replace(outcome, body={**outcome.body, "session": self.session})
+        ending = RecordEntry.end(self, outcome, fence, now)
+        if not self.script.ran:
+            return [*ending, Delete(self.kind, self.id), self.claim.withdraw()]
+        return [*ending, *self.completion()]
 
 
 class ChatRuns:
@@ -150,7 +162,8 @@ class ChatRuns:
         error = error or _cancelled()
         entry = RecordEntry(kind=record.kind, id=record.id, owner=record.owner, ttl=self._ttl, begun=True)
         last = [ChunkEncoder.fail(error).encode()] if events else []
-        return entry, last, Outcome(RunStatus.FAILED, {"failure": {"status": error.status_code, **error.body()}})
+        failure = {"status": error.status_code, **error.body()}
+        return entry, last, Outcome(RunStatus.FAILED, {"failure": failure, "session": record.body.get("session", "")})
 
     async def revive(self, record: Record, events: Sequence[bytes], *, attempt: int) -> Revived | None:  # noqa: ARG002
         """Return None: somebody waits for the answer, and can ask again with another key."""

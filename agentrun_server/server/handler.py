@@ -18,7 +18,7 @@ from agentrun_server.server.asgi import Message, Receive, Scope, Send
 from agentrun_server.server.attachment import Attachment, ClientLeftError
 from agentrun_server.server.exchange import EXCHANGE, Exchange
 from agentrun_server.server.services import Services
-from agentrun_server.storage.contracts import StorageUnavailableError
+from agentrun_server.storage.contracts import SchemaVersionError, StorageUnavailableError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -51,7 +51,7 @@ class RunHandler:
         except APIError as error:
             attachment.run.move(RunStatus.FAILED)
             await attachment.fail(without_retry(error) if attachment.run_started else error)
-        except StorageUnavailableError:
+        except (StorageUnavailableError, SchemaVersionError):  # another replica may know the newer schema
             attachment.run.move(RunStatus.FAILED)
             away = storage_unavailable()
             await attachment.fail(away.no_retry() if attachment.run_started else away.retry_after(1.0))
@@ -105,7 +105,7 @@ class RunHandler:
         request = attachment.request
         if request is None:
             return
-        request._cancel()
+        attachment.cancel_request()
         attachment.count()
         facts: dict[str, Any] = {"model": request.model, "stream": request.stream, "run": run.status}
         if attachment.first_event:

@@ -17,7 +17,7 @@ What the next bytes of a connection belong to is its `Phase`::
                           │                    │
                           ├──── refused ───────┴──▶ REFUSED ──earlier answers sent──▶ CLOSING ──▶ closed
                           ├── Upgrade with body ──▶ UPGRADING ──▶ BODY
-                          └─── to a WebSocket ────▶ HANDED_OVER
+                          └─── to a WebSocket ────▶ HANDED_OVER, see `websocket_protocol`
 
 Every wait ends: a head after `header_timeout`, a body after `body_timeout` without progress, an idle
 connection after uvicorn's keep-alive time, a refused one after `LINGER_SECONDS`. One timer serves them all,
@@ -41,7 +41,7 @@ import asyncio
 import functools
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -82,6 +82,7 @@ from agentrun_server.server.http_refusal import (
     target_too_long,
     version_not_supported,
 )
+from agentrun_server.server.websocket_head import Handshake, WebSockets, asks_for_websocket, read_handshake
 
 __all__ = ["GuardedHttpToolsProtocol", "HttpLimits", "http_limits_of"]
 
@@ -130,19 +131,26 @@ class HttpLimits:
         )
 
 
+_T = TypeVar("_T")
+
+
 def http_limits_of(app: object) -> HttpLimits:
     """Return the `http_limits` of the nearest app that has them, looking through middleware (``.app``).
 
     An app without limits gets those of the environment (``AGENTRUN_MAX_BODY_BYTES`` and so on), read once.
     """
+    return _said_by(app, "http_limits", HttpLimits) or _default_limits()
+
+
+def _said_by(app: object, name: str, kind: type[_T]) -> _T | None:
     for _ in range(32):  # wrappers could form a ring
         if app is None:
             break
-        limits = getattr(app, "http_limits", None)
-        if isinstance(limits, HttpLimits):
-            return limits
+        said = getattr(app, name, None)
+        if isinstance(said, kind):
+            return said
         app = getattr(app, "app", None)
-    return _default_limits()
+    return None
 
 
 @functools.cache
@@ -290,6 +298,7 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         "_credited",
         "_deadline",
         "_framing",
+        "_handshake",
         "_head_bytes",
         "_head_slack",
         "_host",
@@ -303,6 +312,7 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         "_swallowed",
         "_timer",
         "_timer_due",
+        "_websockets",
         "limits",
     )
 
@@ -316,6 +326,8 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         app: Any = config.loaded_app  # pyright: ignore[reportUnknownMemberType]
         self.limits = http_limits_of(app)
+        self._websockets = _said_by(app, "websockets", WebSockets) or _NO_WEBSOCKETS
+        self._handshake: Handshake | None = None
         self._asgi_app = cast("ASGI3Application", app)
         self._reading: _Flow = None  # type: ignore[assignment] # as uvicorn's `flow`, which is the same object
         self._lingering: _LingeringTransport | None = None
@@ -484,7 +496,10 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
         """Go on behind the head of an Upgrade request, where llhttp stops."""
         if self._phase is Phase.HANDED_OVER:
             self._stop_timer()
-            self.handle_websocket_upgrade()
+            if self._handshake is not None:
+                self._hand_over(self._handshake, rest)
+            else:
+                self.handle_websocket_upgrade()
             self.parser = None  # type: ignore[assignment] # as uvicorn does at the end of a connection
             return
         if self._phase is Phase.UPGRADING:
@@ -493,6 +508,26 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
             self.data_received(rest)  # each level is one more request in the pipeline, which has a bound
         else:
             self._after_slice(before, cycle_before, 0)
+
+    def _hand_over(self, handshake: Handshake, rest: memoryview) -> None:
+        """Let a WebSocket take the place of this object."""
+        self.connections.discard(self)
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        scope: dict[str, Any] = {
+            **self.scope,
+            "type": "websocket",
+            "scheme": "wss" if self.scheme == "https" else "ws",
+            "subprotocols": handshake.subprotocols,
+            "extensions": {"websocket.http.response": {}},
+        }
+        del scope["method"]
+        from agentrun_server.server.websocket_protocol import WebSocketProtocol  # not before there is a WebSocket
+
+        websocket = WebSocketProtocol(
+            self.transport, self.loop, self._asgi_app, scope, handshake, self._websockets.limits, self.server_state
+        )
+        websocket.begin(rest)
 
     def _read_body_of_upgrade(self) -> None:
         framing = b"transfer-encoding: chunked" if self._length == CHUNKED else b"content-length: %d" % self._length
@@ -551,7 +586,7 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
 
         phase = _BODY
         if parser.should_upgrade():
-            phase = self._phase_after_upgrade(method, length)
+            phase = self._phase_after_upgrade(method, version, length)
             if phase is Phase.HANDED_OVER:
                 self._phase = phase
                 return
@@ -629,15 +664,30 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
             cycle.more_body = False
             cycle.message_event.set()
 
-    def _phase_after_upgrade(self, method: str, length: int) -> Phase:
+    def _phase_after_upgrade(self, method: str, version: str, length: int) -> Phase:
         if method == "CONNECT":
             # Its target is no path, so there is nothing an app could route on. No method is allowed on it.
             error = MethodNotAllowedError("This server is not a proxy.")
             error.headers = (*error.headers, (b"allow", b""))
             raise RefusedError("method", error)
-        if self._should_upgrade() and not self._is_answering():
+        if not self._is_answering() and (self._opens_websocket(method, version, length) or self._should_upgrade()):
             return Phase.HANDED_OVER
         return Phase.UPGRADING if length else _BODY
+
+    def _opens_websocket(self, method: str, version: str, length: int) -> bool:
+        """Tell whether this is the handshake of a WebSocket that the app has, and complete its scope."""
+        if not self._websockets.paths or not asks_for_websocket(method, version, self.headers):
+            return False
+        path, raw_path, query = split_target(method, self.url, self.headers)
+        if path not in self._websockets.paths:
+            return False
+        self._check_room(must_wait=False)
+        self._handshake = read_handshake(self.headers, length)
+        scope: Any = self.scope
+        scope["path"] = self.root_path + path
+        scope["raw_path"] = self.root_path.encode("ascii") + raw_path
+        scope["query_string"] = query
+        return True
 
     def _too_many_header_bytes(self) -> RefusedError:
         message = f"The request line and headers are longer than {self.limits.max_header_bytes} bytes."
@@ -766,6 +816,9 @@ class GuardedHttpToolsProtocol(HttpToolsProtocol):
             self._refuse(_too_late("body_timeout", "The body of the request did not arrive in time."))
         else:
             self.transport.close()
+
+
+_NO_WEBSOCKETS = WebSockets(paths=frozenset())
 
 
 def _too_late(reason: str, message: str) -> RefusedError:

@@ -5,6 +5,7 @@ from contextlib import aclosing
 from typing import Any, Final, Protocol
 
 from agentrun_server.errors import APIError
+from agentrun_server.runs.entry import OPEN
 from agentrun_server.runs.recording import Recording
 from agentrun_server.runs.registry import Runs, storage_lost
 from agentrun_server.runs.run import RunStatus, StopReason
@@ -127,7 +128,8 @@ class RecordedHandler(RunHandler):
         """Answer with the run of another request that had the same key; wait for its end, if it runs still.
 
         Raises:
-            APIError: that one was answered so.
+            NotFoundError: the run has been deleted.
+            APIError: that one was answered so, or its answer is lost.
         """
         attachment.reads_log = True
         attachment.begin()
@@ -141,11 +143,13 @@ class RecordedHandler(RunHandler):
                 if stream:
                     await attachment.send(b"".join(batch))
         ended = await runs.reload(record)
+        if ended.status in OPEN:
+            raise storage_lost()  # what came behind could not be written down
         attachment.run.move(RunStatus.IN_PROGRESS)
         attachment.run.move(RunStatus.COMPLETED)
         attachment.exchange.note({"run_id": record.id, "replayed": True})
         error = error_of(ended)
-        if error is not None and not attachment.started:
+        if error is not None and not sent:  # what was sent ends with it
             raise error
         if stream:
             await attachment.finish(end)

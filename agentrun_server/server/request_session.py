@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 from agentrun_server.config import ServerConfig
@@ -13,7 +14,7 @@ from agentrun_server.server.resources import owner_of
 from agentrun_server.server.services import Services
 from agentrun_server.server.session_headers import SESSION_HEADER, session_key
 
-__all__ = ["RequestSession", "open_session"]
+__all__ = ["RequestSession", "name_session", "open_session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class RequestSession:
     """A session and what becomes of what is said."""
 
     session: StoredSession
-    remember: bool
+    asked: Sequence[Message] | None
+    """What the user says in this turn; None: nothing of it is to be remembered."""
 
     async def take_turn(self, run: str, config: ServerConfig) -> None:
         """Wait for the turn of the session.
@@ -32,11 +34,11 @@ class RequestSession:
         """
         await self.session.take_turn(run, wait=config.conversation_wait if config.conversation_busy == "wait" else 0.0)
 
-    async def end(self, request: AgentRequest, text: str, *, failed: bool) -> None:
+    async def end(self, text: str, *, failed: bool) -> None:
         """Remember what was said, if it is to be, and give the turn back, whoever cancels this task meanwhile."""
         said: Sequence[Message] = ()
-        if self.remember and not failed:
-            said = what_was_said(request.messages, text)
+        if self.asked is not None and not failed:
+            said = what_was_said(self.asked, text)
         await asyncio.shield(asyncio.ensure_future(self.session.end_turn(said)))
 
 
@@ -63,5 +65,12 @@ def open_session(
     request.session = session = sessions.open(
         identity, owner=owner_of(request.principal), user=key.user, given=key.given or bool(conversation)
     )
+    name_session(attachment, identity)
+    # A copy: agents add to the messages of their request, or change them.
+    asked = deepcopy(what_was_said(request.messages, "")) if key.remember else None
+    return RequestSession(session, asked)
+
+
+def name_session(attachment: Attachment, identity: str) -> None:
+    """Let the answer say whose session it is."""
     attachment.exchange.extra_headers = ((SESSION_HEADER, identity.encode()),)
-    return RequestSession(session, key.remember)

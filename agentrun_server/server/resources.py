@@ -21,7 +21,7 @@ from agentrun_server.server.attachment import Attachment, ClientLeftError
 from agentrun_server.server.exchange import principal_of
 from agentrun_server.server.handler import check_media_type, storage_unavailable
 from agentrun_server.server.services import Services
-from agentrun_server.storage.contracts import StorageUnavailableError
+from agentrun_server.storage.contracts import SchemaVersionError, StorageUnavailableError
 
 __all__ = ["Resource", "ResourceCall", "owner_of", "read_query", "resource"]
 
@@ -100,7 +100,7 @@ async def _answer(
         await attachment.answer(200, dumps(await handle(call)).encode())
     except APIError as error:
         await attachment.fail(error)
-    except StorageUnavailableError:
+    except (StorageUnavailableError, SchemaVersionError):
         await attachment.fail(storage_unavailable().retry_after(1.0))
     except ClientLeftError:
         pass

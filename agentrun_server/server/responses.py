@@ -220,6 +220,7 @@ class ResponsesHandler(RecordedHandler):
     ) -> None:
         call = question.call
         if call.background and not call.request.stream:
+            attachment.reads_log = True
             attachment.run.move(RunStatus.IN_PROGRESS)
             attachment.run.move(RunStatus.COMPLETED)
             attachment.exchange.note({"run_id": run.entry.id})

@@ -1,6 +1,6 @@
 """Paths with parts that vary, like ``/responses/{id}/cancel``: which handler answers to which method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -38,8 +38,12 @@ class Routes:
         # Longest first: the empty prefix is one of all paths.
         self._prefixes = sorted(prefixes, key=len, reverse=True)
         self._by_length: dict[int, list[_Route]] = {}
-        self.templates: dict[str, set[str]] = {}
-        """Methods of each path, for documentation."""
+
+    def __iter__(self) -> Iterator[tuple[str, Mapping[str, MakeApp]]]:
+        """Yield the template of each path with what answers to its methods; short ones come first, as in `find`."""
+        for _, routes in sorted(self._by_length.items()):
+            for route in routes:
+                yield "/" + "/".join(route.segments), route.methods
 
     def add(self, method: str, template: str, make: MakeApp) -> None:
         """Add a route; a part of `template` in braces matches anything that is not empty."""
@@ -52,7 +56,6 @@ class Routes:
             routes.append(route)
             routes.sort(key=lambda one: sum(part.startswith("{") for part in one.segments))
         route.methods[method] = make
-        self.templates.setdefault(template, set()).add(method)
 
     def find(self, path: str) -> Match | None:
         """Return the route of `path`, with or without a slash at its end."""

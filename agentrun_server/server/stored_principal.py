@@ -1,8 +1,11 @@
 """Whose run it is, for a run that another process takes over: the request and its principal are gone by then."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from agentrun_server.protocols.json_text import dumps
 
 __all__ = ["StoredPrincipal", "dump_principal", "load_principal"]
 
@@ -23,7 +26,10 @@ class StoredPrincipal:
 
 
 def dump_principal(principal: Any) -> dict[str, Any] | None:
-    """Return what of `principal` can be stored as JSON; never a credential."""
+    """Return what of `principal` can be stored as JSON; never a credential.
+
+    Claims that JSON does not know, which a middleware of a user's own may have made, become what they say of themselves.
+    """
     if principal is None:
         return None
     scopes = getattr(principal, "scopes", None) or ()
@@ -32,7 +38,7 @@ def dump_principal(principal: Any) -> dict[str, Any] | None:
         "subject": _text(getattr(principal, "subject", "")),
         "issuer": _text(getattr(principal, "issuer", "")),
         "scopes": scopes.split() if isinstance(scopes, str) else sorted(str(scope) for scope in scopes),
-        "claims": dict(claims) if isinstance(claims, Mapping) else {},
+        "claims": json.loads(dumps(dict(claims))) if isinstance(claims, Mapping) else {},
     }
 
 

@@ -6,6 +6,7 @@ looking at any file or server; drivers are imported when a store or bus of their
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 from agentrun_server.errors import ConfigurationError
-from agentrun_server.storage.contracts import Bus, Leases, StorageError, Store
+from agentrun_server.storage.contracts import Bus, Leases, StorageError, StorageUnavailableError, Store
 from agentrun_server.storage.local_bus import LocalBus
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from agentrun_server.storage.sqlite import SQLiteStore
 
 __all__ = ["Storage", "check_storage_url", "open_storage", "sqlite_path"]
+
+logger = logging.getLogger("agentrun_server.storage")
 
 _FILE: Final = "agentrun.db"
 _HOST: Final = re.compile(r"(?:\[[^\[\]]+\]|[^\[\]:@]+)(?::(\d{0,5}))?")
@@ -183,4 +186,8 @@ async def _open_sqlite(path: Path, durable: bool) -> "SQLiteStore":
         # Nothing stops the thread, which waits for its turn a few seconds at most; then nobody wants the store.
         with contextlib.suppress(StorageError):
             await (await opening).aclose()
+        raise
+    except StorageUnavailableError as exc:
+        # Callers are told no more than that it cannot be reached.
+        logger.error("the store cannot be opened", extra={"reason": str(exc)})
         raise

@@ -8,62 +8,17 @@ A caller that wants to know what became of its runs begins its first message wit
 """
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agentrun_server import AgentError, AgentRequest, AgentRunServer, TypedEvent, Usage, events
+from tests.clients.ledger import entry_of, ledger
 
 Events = AsyncIterator[str | TypedEvent]
 
-WAIT: Final = 10.0
-"""Seconds after which an agent stops waiting for its test."""
-
 QUIET: Final = 0.8
 """Seconds of silence; longer than the server of the tests holds its head or stays without a heartbeat."""
-
-
-@dataclass
-class Entry:
-    """What happened to the runs of one key."""
-
-    started: int = 0
-    cancelled: int = 0
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-    a_run_was_cancelled: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-class Ledger:
-    """Entries by key. A single worker serves the tests, so a dict is enough."""
-
-    def __init__(self) -> None:
-        self._entries: dict[str, Entry] = {}
-
-    def of(self, request: AgentRequest) -> Entry:
-        """Return the entry of the key in the first user message."""
-        first = next(message.text for message in request.messages if message.role == "user")
-        return self.at(first)
-
-    def at(self, key: str) -> Entry:
-        """Return the entry of `key`."""
-        return self._entries.setdefault(key, Entry())
-
-
-LEDGER = Ledger()
-
-
-async def ledger(request: AgentRequest) -> str:
-    """Read an entry, release the agent that waits under a key, or wait until a run of it was cancelled."""
-    order = json.loads(request.messages[-1].text)
-    entry = LEDGER.at(order["key"])
-    if order["do"] == "release":
-        entry.released.set()
-    elif order["do"] == "wait_cancelled":
-        with contextlib.suppress(TimeoutError):  # the answer says so: `cancelled` is 0
-            await asyncio.wait_for(entry.a_run_was_cancelled.wait(), WAIT)
-    return json.dumps({"started": entry.started, "cancelled": entry.cancelled})
 
 
 # --- answers
@@ -147,10 +102,10 @@ def params(request: AgentRequest) -> str:
 
 def tool_answers(request: AgentRequest) -> dict[str, str]:
     """Return what the client's tools answered, by the city each was asked about."""
-    cities = {
-        call.id: json.loads(call.arguments)["city"] for message in request.messages for call in message.tool_calls or ()
-    }
-    return {cities[message.tool_call_id or ""]: message.text for message in request.messages if message.role == "tool"}
+    calls = [call for message in request.messages for call in message.tool_calls or () if call.name == "get_weather"]
+    cities = {call.id: json.loads(call.arguments)["city"] for call in calls}
+    said = {message.tool_call_id: message.text for message in request.messages if message.role == "tool"}
+    return {city: said[call_id] for call_id, city in cities.items()}
 
 
 async def client_tool(request: AgentRequest) -> Events:
@@ -206,19 +161,19 @@ async def mixed(request: AgentRequest) -> Events:
 
 def fail_before(request: AgentRequest) -> str:
     """Raise before there is anything to send."""
-    LEDGER.of(request).started += 1
+    entry_of(request).start()
     raise RuntimeError("secret detail")
 
 
 async def fail_status(request: AgentRequest) -> str:
     """Fail on purpose, with a status and a code that the caller is meant to see."""
-    LEDGER.of(request).started += 1
+    entry_of(request).start()
     raise AgentError("Out of credit.", status_code=429, code="insufficient_quota")
 
 
 async def fail_mid(request: AgentRequest) -> Events:
     """Raise after three pieces, without a pause in which the server could have sent one."""
-    LEDGER.of(request).started += 1
+    entry_of(request).start()
     for piece in ("one ", "two ", "three "):
         yield piece
     raise RuntimeError("secret detail")
@@ -226,23 +181,23 @@ async def fail_mid(request: AgentRequest) -> Events:
 
 async def fail_late(request: AgentRequest) -> Events:
     """Raise when the client has proved that it holds the first piece."""
-    entry = LEDGER.of(request)
-    entry.started += 1
+    entry = entry_of(request)
+    entry.start()
     yield "one "
-    await asyncio.wait_for(entry.released.wait(), WAIT)
+    await entry.wait_released()
     raise RuntimeError("secret detail")
 
 
 async def give_up(request: AgentRequest) -> Events:
     """Say why the answer ends here."""
-    LEDGER.of(request).started += 1
+    entry_of(request).start()
     yield "one "
     yield events.Failure("The upstream is down.", code="upstream_down")
 
 
 async def fail_quiet(request: AgentRequest) -> Events:
     """Raise before the first event, but so late that the server has begun to answer."""
-    LEDGER.of(request).started += 1
+    entry_of(request).start()
     await asyncio.sleep(QUIET)
     raise RuntimeError("secret detail")
     yield ""  # makes this a generator
@@ -261,37 +216,27 @@ async def quiet(request: AgentRequest) -> Events:
 
 async def slow(request: AgentRequest) -> Events:
     """Say one word, and the next only when the client has proved that it holds the first."""
-    entry = LEDGER.of(request)
-    entry.started += 1
+    entry = entry_of(request)
+    entry.start()
     yield "first "
-    await asyncio.wait_for(entry.released.wait(), WAIT)
+    await entry.wait_released()
     yield "second"
 
 
 async def stall(request: AgentRequest) -> Events:
     """Say one word and then nothing, until the client is gone."""
-    entry = LEDGER.of(request)
-    entry.started += 1
+    entry = entry_of(request)
+    entry.start()
     yield "first "
-    await until_cancelled(entry)
+    await entry.stall()
 
 
 async def stuck(request: AgentRequest) -> str:
     """Say nothing at all, until the client is gone."""
-    entry = LEDGER.of(request)
-    entry.started += 1
-    await until_cancelled(entry)
+    entry = entry_of(request)
+    entry.start()
+    await entry.stall()
     return "the client never left"
-
-
-async def until_cancelled(entry: Entry) -> None:
-    """Wait to be cancelled, and write it down."""
-    try:
-        await asyncio.sleep(3 * WAIT)
-    except asyncio.CancelledError:
-        entry.cancelled += 1
-        entry.a_run_was_cancelled.set()
-        raise
 
 
 AGENTS: Mapping[str, Any] = {

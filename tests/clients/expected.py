@@ -1,12 +1,13 @@
-"""Every scenario, every client, and what each client must see: the table that `test_clients` checks cell by cell.
+"""Chat Completions: every scenario, every client, and what each client must see.
 
 `SCENARIOS` says what a client sees that loses nothing, in the words of the official Python client. A `Client` says
 which of it that client cannot show, and why; these are facts about the clients, not about the server.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+from tests.clients.cells import HIDDEN, Client, Table
 
 PIECES: Final = [
     "Hel",
@@ -194,51 +195,6 @@ SCENARIOS: Final[Mapping[str, Mapping[str, Any]]] = {
     "one_model": {"id": "echo", "object": "model", "missing": "model_not_found"},
     "headers": {"x_request_id": True, "version": "2020-10-01", "milliseconds": True, "text": "You said: hello"},
 }
-
-HIDDEN: Final = object()
-"""Stands for a value that a client has no way to show."""
-
-
-@dataclass(frozen=True)
-class Client:
-    """A client, and where it sees less or something else than `SCENARIOS` says."""
-
-    environment: str
-    driver: str
-    arguments: tuple[str, ...] = ()
-    server: str = "uvicorn"
-    words: Mapping[str, str] = field(default_factory=dict)
-    """The client's own names for what the official Python client calls otherwise."""
-    hides: Mapping[str, str] = field(default_factory=dict)
-    """Keys the client shows in no scenario, each with the reason."""
-    lacks: Mapping[str, str] = field(default_factory=dict)
-    """Scenarios the client cannot play, each with the reason."""
-    differs: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Scenarios in which the client sees something else: the reason, and the values it sees instead."""
-
-    def expected(self, scenario: str) -> dict[str, Any]:
-        """Return what this client must see in `scenario`."""
-        _, instead = self.differs.get(scenario, ("", {}))
-        seen = {
-            key: instead.get(key, _in_words(value, self.words))
-            for key, value in SCENARIOS[scenario].items()
-            if key not in self.hides
-        }
-        return {key: value for key, value in seen.items() if value is not HIDDEN}
-
-    @property
-    def scenarios(self) -> list[str]:
-        """Scenarios this client plays."""
-        return [scenario for scenario in SCENARIOS if scenario not in self.lacks]
-
-
-def _in_words(value: Any, words: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        return words.get(value, value)
-    if isinstance(value, list):
-        return [_in_words(item, words) for item in value]
-    return value
-
 
 # --- facts that several clients share
 
@@ -452,3 +408,5 @@ CLIENTS: Final[Mapping[str, Client]] = {
         },
     ),
 }
+
+CHAT: Final = Table(SCENARIOS, CLIENTS)

@@ -8,30 +8,39 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Final
 
 from scripts import client_envs
-from tests.clients.expected import Client
+from tests.clients.cells import Client
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-START_LIMIT = 60.0
-STOP_LIMIT = 20.0
-DRIVER_LIMIT = 240.0
+START_LIMIT: Final = 60.0
+STOP_LIMIT: Final = 20.0
+DRIVER_LIMIT: Final = 240.0
 """Seconds for a client's whole set of scenarios; each is limited on its own as well."""
+AT_ONCE: Final = 3
+"""Clients driven at the same time. Half of their time they wait, so they are one more than the cores of a small machine."""
 
-APP = "tests.clients.agents_app:server"
-SETTINGS = {"AGENTRUN_RESPONSE_HOLD": "0.5", "AGENTRUN_HEARTBEAT_INTERVAL": "0.1"}
+CHAT_APP: Final = "tests.clients.agents_app:server"
+RESPONSES_APP: Final = "tests.clients.responses_app:server"
+SETTINGS: Final = {"AGENTRUN_RESPONSE_HOLD": "0.5", "AGENTRUN_HEARTBEAT_INTERVAL": "0.1"}
 """Short, so that an agent need not be silent for long before clients get to see heartbeats."""
 
-COMMANDS: Mapping[str, list[str]] = {
-    "uvicorn": ["-m", "uvicorn", APP, "--host", "127.0.0.1", "--port", "0"],
-    "cli": ["-m", "agentrun_server", "run", APP, "--host", "127.0.0.1", "--port", "0"],
+COMMANDS: Final[Mapping[str, list[str]]] = {
+    "uvicorn": ["-m", "uvicorn", CHAT_APP],
+    "cli": ["-m", "agentrun_server", "run", CHAT_APP],
+    "responses": ["-m", "uvicorn", RESPONSES_APP],
 }
+
+ELSEWHERE: Final = {"responses": "TEST_RESPONSES_URL"}
+"""Environment variables: the base URL of a server that serves the same app and is there already."""
 
 
 @dataclass
@@ -44,11 +53,26 @@ class Server:
 
 @contextmanager
 def running_server(kind: str) -> Iterator[Server]:
-    """Run the server of `COMMANDS` on a port of the system's choice until the block ends."""
+    """Run the server of `COMMANDS` on a port of the system's choice until the block ends, unless it is elsewhere."""
+    if url := os.environ.get(ELSEWHERE.get(kind, "")):
+        yield Server(url)
+        return
+    with TemporaryDirectory(prefix="agentrun-clients-") as directory, _process(kind, Path(directory)) as server:
+        yield server
+
+
+def server_environment(ledger: Path) -> dict[str, str]:
+    """Return what a server of the agents needs to know; all that answer to one address share a `ledger`."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "middleware")])
+    return {**_environment(), **SETTINGS, "PYTHONPATH": path, "TEST_LEDGER": str(ledger)}
+
+
+@contextmanager
+def _process(kind: str, directory: Path) -> Iterator[Server]:
     process = subprocess.Popen(
-        [sys.executable, *COMMANDS[kind]],
+        [sys.executable, *COMMANDS[kind], "--host", "127.0.0.1", "--port", "0"],
         cwd=ROOT,
-        env={**_environment(), **SETTINGS, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "middleware")])},
+        env={**server_environment(directory / "ledger"), "AGENTRUN_HOME": str(directory)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -125,6 +149,17 @@ def run_driver(client: Client, url: str) -> Report:
         else:
             report.results[entry["scenario"]] = entry.get("result")
     return report
+
+
+@contextmanager
+def driven(clients: Iterable[Client], url_of: Callable[[Client], str]) -> Iterator[Callable[[Client], Report]]:
+    """Drive `clients`, a few at a time, against the servers that `url_of` names; what is given waits for a report."""
+    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+        running: dict[Client, Future[Report]] = {
+            client: pool.submit(run_driver, client, url_of(client)) for client in clients
+        }
+        # A wait may include the clients before this one, and the installation of everything.
+        yield lambda client: running[client].result(timeout=len(running) * DRIVER_LIMIT)
 
 
 def _command(client: Client) -> list[str]:

@@ -1,26 +1,36 @@
-"""The table of clients and scenarios in `README.md`, written from `expected`.
+"""The tables of clients and scenarios in `README.md`, written from `expected` and `responses_expected`.
 
-python -m tests.clients.table     # write it anew
+python -m tests.clients.table     # write them anew
 """
 
 from pathlib import Path
 from typing import Final
 
-from tests.clients.expected import CLIENTS, HIDDEN, SCENARIOS, Client
+from tests.clients.expected import CHAT
+from tests.clients.responses_expected import RESPONSES
+from tests.clients.cells import HIDDEN, Client, Table
 
 README: Final = Path(__file__).with_name("README.md")
 BEGIN: Final = "<!-- written by tests/clients/table.py -->\n"
 
 
+TABLES: Final = {"chat": CHAT, "responses": RESPONSES}
+
+
 def markdown() -> str:
-    """Return the table, and below it the reasons of every cell that is not plain."""
+    """Return the tables, and below each the reasons of every cell that is not plain."""
+    return f"### Chat Completions\n\n{_table(CHAT)}\n### Responses\n\n{_table(RESPONSES)}"
+
+
+def _table(table: Table) -> str:
+    clients = table.clients
     lines = [
-        f"| | {' | '.join(CLIENTS)} |",
-        f"|---|{'---|' * len(CLIENTS)}",
-        *(f"| {scenario} | {' | '.join(_cell(c, scenario) for c in CLIENTS.values())} |" for scenario in SCENARIOS),
+        f"| | {' | '.join(clients)} |",
+        f"|---|{'---|' * len(clients)}",
+        *(f"| {scenario} | {' | '.join(_cell(c, scenario) for c in clients.values())} |" for scenario in table.scenarios),
         "",
     ]
-    for name, client in CLIENTS.items():
+    for name, client in clients.items():
         lines += [f"**{name}**", "", *_reasons(client), ""]
     return "\n".join(lines)
 

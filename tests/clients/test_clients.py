@@ -1,6 +1,7 @@
-"""Real clients drive a real server: every client, every scenario, one test for each cell of the table.
+"""Real clients drive a real server: every client, every scenario, one test for each cell of the tables.
 
-`expected` holds the table, `agents_app` the agents, `drivers/` and `node/` what runs in the clients' environments.
+`expected` and `responses_expected` hold the tables, `agents_app` and `responses_app` the agents, `drivers/` and `node/`
+what runs in the clients' environments.
 """
 
 import json
@@ -9,40 +10,50 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.clients.expected import CLIENTS, SCENARIOS
+from tests.clients.cells import Client, Table
 from tests.clients.harness import Report, Server
-from tests.clients.table import BEGIN, README, markdown
+from tests.clients.table import BEGIN, README, TABLES, markdown
 
 pytestmark = pytest.mark.clients
 
-CELLS = [(name, scenario) for name, client in CLIENTS.items() for scenario in client.scenarios]
+CELLS = [
+    pytest.param(table, name, scenario, id=f"{api}-{name}-{scenario}")
+    for api, table in TABLES.items()
+    for name, scenario in table.cells
+]
+ROWS = [pytest.param(table, name, id=f"{api}-{name}") for api, table in TABLES.items() for name in table.clients]
+EACH_TABLE = [pytest.param(table, id=api) for api, table in TABLES.items()]
 
 
-@pytest.mark.parametrize(("name", "scenario"), CELLS)
-def test_a_client_sees_what_the_agent_said(name: str, scenario: str, reports: Callable[[str], Report]) -> None:
-    report = reports(name)
+@pytest.mark.parametrize(("table", "name", "scenario"), CELLS)
+def test_a_client_sees_what_the_agent_said(
+    table: Table, name: str, scenario: str, reports: Callable[[Client], Report]
+) -> None:
+    report = reports(table.clients[name])
 
     if scenario in report.crashes:
         pytest.fail(report.crashes[scenario])
-    assert report.results[scenario] == CLIENTS[name].expected(scenario)
+    assert report.results[scenario] == table.expected(name, scenario)
 
 
-@pytest.mark.parametrize("name", CLIENTS)
-def test_a_client_plays_every_scenario_that_is_not_excused(name: str, reports: Callable[[str], Report]) -> None:
-    assert reports(name).scenarios == set(CLIENTS[name].scenarios)
-
-
-@pytest.mark.parametrize("kind", ["uvicorn", "cli"])
-def test_a_server_that_served_them_all_logs_no_failure_of_its_own(
-    kind: str, servers: Callable[[str], Server], reports: Callable[[str], Report]
+@pytest.mark.parametrize(("table", "name"), ROWS)
+def test_a_client_plays_every_scenario_that_is_not_excused(
+    table: Table, name: str, reports: Callable[[Client], Report]
 ) -> None:
-    for name, client in CLIENTS.items():
-        if client.server == kind:
-            reports(name)
+    assert reports(table.clients[name]).scenarios == set(table.played_by(name))
 
-    log = "".join(servers(kind).log)
-    for complaint in ("Exception in ASGI application", "was never retrieved", "was destroyed", "Warning:"):
-        assert complaint not in log
+
+@pytest.mark.parametrize("table", EACH_TABLE)
+def test_a_server_that_served_them_all_logs_no_failure_of_its_own(
+    table: Table, servers: Callable[[str], Server], reports: Callable[[Client], Report]
+) -> None:
+    for client in table.clients.values():
+        reports(client)
+
+    for kind in {client.server for client in table.clients.values()}:
+        log = "".join(servers(kind).log)
+        for complaint in ("Exception in ASGI application", "was never retrieved", "was destroyed", "Warning:"):
+            assert complaint not in log
 
 
 def test_the_quiet_agent_makes_the_server_send_comments_before_its_answer_and_within(
@@ -59,11 +70,12 @@ def test_the_quiet_agent_makes_the_server_send_comments_before_its_answer_and_wi
     assert b": keep-alive\n\n" in within
 
 
-def test_every_excuse_names_a_scenario_and_every_scenario_has_a_client() -> None:
-    for client in CLIENTS.values():
-        assert set(client.lacks) | set(client.differs) <= set(SCENARIOS)
+@pytest.mark.parametrize("table", EACH_TABLE)
+def test_every_excuse_names_a_scenario_and_every_scenario_has_a_client(table: Table) -> None:
+    for client in table.clients.values():
+        assert set(client.lacks) | set(client.differs) <= set(table.scenarios)
         assert not set(client.lacks) & set(client.differs)
-    assert {scenario for _, scenario in CELLS} == set(SCENARIOS)
+    assert {scenario for _, scenario in table.cells} == set(table.scenarios)
 
 
 def test_the_page_holds_the_table() -> None:

@@ -1,7 +1,5 @@
 """Reads compose.yaml, and runs a service of it with `tests.support.image`."""
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,13 +65,8 @@ class Machine:
         if volume["type"] == "bind":
             return Volume(source=ROOT / volume["source"], target=volume["target"], read_only=volume["read_only"])
         assert volume["source"] in COMPOSE["volumes"]
-        source, place = self.folder / volume["source"], image.inside(volume["target"])
-        if not source.exists():
-            source.mkdir()
-            if place.exists():  # an engine gives an empty volume what the image has there, and whose it is
-                shutil.copystat(place, source)
-                os.chown(source, place.stat().st_uid, place.stat().st_gid)
-        return Volume(source=source, target=volume["target"], read_only=volume.get("read_only", False))
+        source = self.folder / volume["source"]
+        return Volume.made(image, source, volume["target"], read_only=volume.get("read_only", False))
 
 
 def _tmpfs(text: str) -> tuple[str, str]:

@@ -10,14 +10,16 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from agentrun_server import ServerConfig
+from agentrun_server.storage.opening import check_storage_url
 from tests.deploy.compose import COMPOSE, SERVICES, Machine, seconds
 from tests.deploy.images import DOCKERFILE, ROOT, bare_image
-from tests.deploy.running import PORT, ask, carried_out, ready
+from tests.deploy.running import PORT, ask, carried_out, ready, stored
 from tests.docs.commands import VARIABLES
 from tests.docs.markdown import blocks
 from tests.support.clock import eventually, within
@@ -99,6 +101,7 @@ def test_images_have_a_tag_but_the_one_that_is_built_here_and_never_fetched() ->
 
 def test_the_variables_are_settings_of_the_server() -> None:
     named = {name for service in SERVICES.values() for name in service.get("environment", {})}
+    named = {name for name in named if not name.startswith("POSTGRES_")}
     named |= set(re.findall(r"\b(AGENTRUN_[A-Z_]+)=", TEXT))
     assert "AGENTRUN_AUTH_KEYS_FILE" in named
     assert named <= VARIABLES
@@ -133,6 +136,29 @@ def test_what_is_mounted_is_where_it_is_looked_for() -> None:
             assert (volume["source"], volume.get("read_only", False)) == ("keys", name in REPLICAS)
 
 
+def test_what_the_replicas_store_is_in_one_volume_where_the_image_looks_for_it() -> None:
+    home = next(i.text for i in parse_dockerfile(DOCKERFILE.read_text("utf-8")) if i.name == "VOLUME")
+    writable = {where: v["source"] for where, v in sources("volume").items() if not v.get("read_only")}
+    assert {where: writable[where] for where in writable if where.startswith("agent-")} == {
+        f"{name}:{home}": "store" for name in REPLICAS
+    }
+
+
+def test_with_a_database_the_settings_that_the_file_names_lead_to_it_and_to_redis() -> None:
+    database, redis = SERVICES["postgres"], SERVICES["redis"]
+    said = dict(re.findall(r"^  #     (AGENTRUN_\w+)=(\S+)", TEXT, re.MULTILINE))
+    store, bus = urlsplit(said["AGENTRUN_STORE_URL"]), urlsplit(said["AGENTRUN_BUS_REDIS_URL"])
+    names = database["environment"]
+    assert (store.username, store.path) == (names["POSTGRES_USER"], f"/{names['POSTGRES_DB']}")
+    assert check_storage_url(said["AGENTRUN_STORE_URL"]) == "postgresql"
+    assert (SERVICES[str(store.hostname)], SERVICES[str(bus.hostname)]) == (database, redis)
+    assert database["profiles"] == ["postgres"]
+    assert "postgres" in redis["profiles"]
+    assert database["networks"] == redis["networks"] == REPLICAS["agent-1"]["networks"]
+    assert re.search(r"POSTGRES_PASSWORD=… +in postgres\.env", TEXT)
+    assert database["env_file"] == [{"path": "postgres.env", "required": False}]
+
+
 def test_what_others_are_waited_for_by_can_be_waited_for() -> None:
     checked = {i.name for i in parse_dockerfile(DOCKERFILE.read_text("utf-8"))}
     for name, wait in SERVICES["nginx"]["depends_on"].items():
@@ -148,7 +174,7 @@ def test_what_others_are_waited_for_by_can_be_waited_for() -> None:
 
 def test_git_ignores_what_is_the_operators_own() -> None:
     ignored = (ROOT / ".gitignore").read_text("utf-8").split()
-    assert {"agent.env", "compose.override.yaml", "keys.json*"} <= set(ignored)
+    assert {"agent.env", "postgres.env", "compose.override.yaml", "keys.json*"} <= set(ignored)
 
 
 SHOWN = [block for block in blocks(ROOT / "docs/deployment.md") if block.language == "yaml"]
@@ -188,8 +214,13 @@ async def test_a_key_from_the_keys_service_opens_the_replicas_and_nothing_else_d
         good = ("authorization", f"Bearer {found[0]}")
         assert (await ask(container, "GET", "/v1/models", headers=[good])).status == 200
         assert (await ask(container, "GET", "/auth/verify", headers=[good])).status == 204
-        assert container.execute("touch", "/var/lib/agentrun/x").returncode == 1, "only the keys service writes there"
+        assert container.execute("touch", "/etc/agentrun/x").returncode == 1, "only the keys service writes there"
         assert container.execute("touch", "/tmp/x").returncode == 0
+        with machine.run(image, "agent-2") as other:
+            await ready(other)
+            path = await stored(container, [good])
+            assert (await ask(other, "GET", path, [good])).json()["status"] == "completed", "they share what they store"
+            assert (await ask(other, "GET", path)).status == 401
 
 
 @carried_out
@@ -288,3 +319,37 @@ async def test_redis_starts_as_its_service_says_and_its_health_is_seen(tmp_path:
         for option, value in zip(service["command"][1::2], service["command"][2::2], strict=True):
             said = container.execute("redis-cli", "config", "get", option.removeprefix("--")).stdout.split("\n")[1]
             assert said == {"64mb": str(64 * 1024**2)}.get(value, value)
+
+
+POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), default=None)
+
+
+@carried_out
+@pytest.mark.skipif(POSTGRES is None, reason="postgresql is not installed")
+async def test_postgresql_makes_a_database_with_the_rights_of_its_service_and_its_health_is_seen(
+    tmp_path: Path,
+) -> None:
+    """Without the image's entrypoint, which does what `makes` does, and more."""
+    service, machine = SERVICES["postgres"], Machine(tmp_path)
+    bare = bare_image(tmp_path / "bare")
+    [volume] = service["volumes"]
+    place = bare.inside(volume["target"])
+    place.mkdir(parents=True)
+    place.chmod(0o1777)  # as the image has it
+    with (bare.root / "etc/passwd").open("a") as users:
+        users.write(f"db:x:999:999::{volume['target']}:/bin/sh\n")
+    data, names = f"{volume['target']}/data", service["environment"]
+    makes = (
+        f"initdb --no-sync --pgdata {data} --username {names['POSTGRES_USER']} --auth trust >/dev/null"
+        f" && exec postgres -D {data} -c unix_socket_directories=/run/postgresql -c listen_addresses='*'"
+    )
+    with machine.run(bare, "postgres", "env", f"PATH={POSTGRES}:/usr/bin:/bin", "sh", "-c", makes) as container:
+        kind, program, *check = service["healthcheck"]["test"]
+        assert kind == "CMD"
+
+        def is_healthy() -> None:
+            assert container.running, machine.log("postgres").read_text("utf-8")
+            assert container.execute(f"{POSTGRES}/{program}", *check).returncode == 0
+
+        await eventually(is_healthy, 30)
+        assert container.execute("touch", "/var/lib/x").returncode == 1

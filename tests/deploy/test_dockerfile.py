@@ -19,7 +19,7 @@ import pytest
 
 from tests.deploy.images import DOCKERFILE, PYTHON_IMAGE, ROOT, UV_IMAGE, build_image
 from tests.deploy.locks import locked, required_here
-from tests.deploy.running import PORT, ask, carried_out, ready
+from tests.deploy.running import PORT, ask, carried_out, ready, stored
 from tests.docs.commands import check_command
 from tests.docs.markdown import blocks
 from tests.support.clock import eventually, within
@@ -28,6 +28,7 @@ from tests.support.image import BuildError, Container, Image, Volume, running
 from tests.support.raw_client import RawClient
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+STORE = "/var/lib/agentrun"
 
 # --- what it says
 
@@ -94,6 +95,7 @@ def test_the_image_is_what_engines_expect(image: Image) -> None:
     assert image.exposed == [str(PORT)]
     assert image.stop_signal == "SIGTERM"
     assert image.workdir == PurePosixPath("/app")
+    assert image.volumes == [image.env["AGENTRUN_HOME"]] == [STORE]
     check_command(shlex.join(image.command), "CMD")
     check_command(shlex.join(image.healthcheck), "HEALTHCHECK")
     assert image.labels == {
@@ -123,8 +125,9 @@ def test_all_of_the_image_belongs_to_root_and_only_root_can_change_it(image: Ima
             status = path.lstat()
             assert (status.st_uid, status.st_gid) == (0, 0), path
             assert path.is_symlink() or not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH | stat.S_ISUID), path
-    keys = (image.root / "var/lib/agentrun").stat()
-    assert (keys.st_uid, keys.st_gid, stat.S_IMODE(keys.st_mode)) == (10001, 10001, 0o700), "but the folder for keys"
+    for folder in ("etc/agentrun", "var/lib/agentrun"):
+        found = (image.root / folder).stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (10001, 10001, 0o700), "but for volumes"
 
 
 @carried_out
@@ -180,7 +183,7 @@ async def test_the_image_serves_by_itself_an_agent_that_needs_no_model(run: Run,
 
 
 @carried_out
-async def test_the_server_is_a_user_with_a_name_without_rights_and_with_nowhere_to_write(run: Run) -> None:
+async def test_the_server_is_a_user_with_a_name_without_rights_who_can_write_what_it_stores_alone(run: Run) -> None:
     look = """if True:
         import getpass, os, re
         status = open("/proc/1/status").read()
@@ -192,7 +195,24 @@ async def test_the_server_is_a_user_with_a_name_without_rights_and_with_nowhere_
     with run() as container:
         await ready(container)
         seen = container.execute("python", "-c", look)
-        assert seen.stdout.splitlines() == ["agentrun /app /app", "10001 10001 0000000000000000 0000000000000000 1", ""]
+        rights = "10001 10001 0000000000000000 0000000000000000 1"
+        assert seen.stdout.splitlines() == ["agentrun /app /app", rights, STORE]
+
+
+@carried_out
+async def test_what_is_stored_is_there_as_long_as_its_volume(run: Run, image: Image, tmp_path: Path) -> None:
+    volume = Volume.made(image, tmp_path / "store", STORE)
+    with run(volumes=[volume]) as container:
+        await ready(container)
+        path = await stored(container)
+        container.stop()
+        await within(asyncio.to_thread(container.exit_status), 25)
+    with run(volumes=[volume]) as container:
+        await ready(container)
+        assert (await ask(container, "GET", path)).json()["status"] == "completed"
+    with run() as container:
+        await ready(container)
+        assert (await ask(container, "GET", path)).status == 404, "a volume without a name is another one each time"
 
 
 @carried_out

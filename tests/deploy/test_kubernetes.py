@@ -165,8 +165,19 @@ def test_the_settings_are_the_servers_and_none_of_them_is_a_secret() -> None:
 
     secret = {setting.variable for setting in SERVER_SETTINGS if setting.secret}
     assert secret
-    assert not settings().keys() & secret
+    assert {name: value for name, value in settings().items() if name in secret} == {"AGENTRUN_STORE_URL": "none"}
     assert not any(manifest["kind"] == "Secret" for manifest in MANIFESTS.values())
+
+
+def test_a_database_in_the_secret_takes_the_place_of_storing_nothing() -> None:
+    """Of two sources that have the same variable, Kubernetes takes the last."""
+    assert [next(iter(source)) for source in CONTAINER["envFrom"]] == ["configMapRef", "secretRef"]
+    policy = (FOLDER / "networkpolicy.yaml").read_text("utf-8")
+    rule = load_yaml("".join(re.findall(r"^    # ((?:-|  ).*\n)", policy, re.MULTILINE)))
+    with_it = copy.deepcopy(MANIFESTS["networkpolicy.yaml"])
+    with_it["spec"]["egress"] += rule
+    kubernetes_validate.validate(with_it, VERSIONS[-1], strict=True)
+    assert [port["port"] for port in rule[0]["ports"]] == [5432, 6379]
 
 
 def test_limits_that_the_ingress_repeats_are_the_servers() -> None:

@@ -72,3 +72,11 @@ def test_systemd_waits_until_streams_have_ended() -> None:
     assert f"drain_timeout ({config.drain_timeout:g} s) and cancel_grace ({config.cancel_grace:g} s)" in TEXT
     assert values("KillMode") == ["mixed"]
     assert int(values("TasksMax")[0]) > config.max_sync_threads
+
+
+def test_the_one_folder_that_it_may_write_to_is_where_the_server_stores() -> None:
+    [home] = [text.partition("=")[2] for text in values("Environment") if text.startswith("AGENTRUN_HOME=")]
+    assert [f"/var/lib/{name}" for name in values("StateDirectory")] == [home]
+    assert values("StateDirectoryMode") == ["0700"]
+    assert values("ProtectSystem") == ["strict"]
+    assert not values("ReadWritePaths")

@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any, Self
 
 from agentrun_server import AgentRunServer
+from tests.docs.client_programs import ClientPrograms
 from tests.docs.commands import check_command
 from tests.docs.markdown import ROOT, Block
 from tests.support.serve import Served, serve
@@ -52,6 +53,7 @@ class PageRun:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stack = AsyncExitStack()
+        self._clients = ClientPrograms(folder, _environment())
         self._served: Served | None = None
         self._printed = ""
 
@@ -59,6 +61,7 @@ class PageRun:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._clients.aclose()
         await self._stack.aclose()
 
     async def run(self, block: Block) -> None:
@@ -95,7 +98,7 @@ class PageRun:
         code = compile(block.text, block.where, "exec")
         if ADDRESS in block.text:
             (self._folder / "client.py").write_text(self._placed(block.text), "utf-8")
-            self._printed = await self._program(block, sys.executable, "-W", "error::SyntaxWarning", "client.py")
+            self._printed = await self._client(block, "client.py")
             return
         module = ModuleType("app")
         (self._folder / "app.py").write_text(block.text, "utf-8")
@@ -109,6 +112,14 @@ class PageRun:
                 await self._must_refuse(block)
             elif "fails" not in block.note and isinstance(app, AgentRunServer):
                 await self._must_answer(block)
+
+    async def _client(self, block: Block, name: str) -> str:
+        try:
+            printed, raised = await asyncio.wait_for(self._clients.run(name), _LIMIT)
+        except TimeoutError:
+            raise AssertionError(f"{block.where}: did not end within {_LIMIT} s") from None
+        assert not raised, f"{block.where}: {raised}"
+        return printed
 
     async def _must_refuse(self, block: Block) -> None:
         assert self._served is not None

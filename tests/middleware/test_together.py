@@ -15,6 +15,7 @@ from agentrun_middleware.principal import Principal
 from agentrun_middleware.request_id import RequestIDMiddleware
 from agentrun_middleware.security_headers import DEFAULTS, SecurityHeadersMiddleware
 from agentrun_server import AgentRequest, AgentRunServer, ServerConfig
+from tests.middleware.calls import CONNECT, call, websocket_scope
 from tests.support.raw_client import CHAT, Response, chat_body
 from tests.support.serve import Served, serve
 
@@ -100,3 +101,33 @@ def check_headers(answer: Response) -> None:
         expected["cache-control"] = "no-cache, no-transform"
     assert {name: answer.header(name) for name in expected} == expected
     assert (answer.header("x-request-id") or "").startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("headers", "denial", "status", "logged"),
+    [
+        (ALICE, True, 101, {"complete": True, "subject": "alice", "issuer": "names"}),
+        ([], True, 401, {"complete": True}),
+        ([("authorization", "Bearer bob")], True, 401, {"complete": True}),
+        ([], False, 403, {"complete": True}),
+    ],
+)
+async def test_each_does_its_part_for_a_websocket_too(
+    caplog: pytest.LogCaptureFixture, headers: list[tuple[str, str]], denial: bool, status: int, logged: dict[str, Any]
+) -> None:
+    caplog.set_level(logging.INFO, "agentrun_middleware.access")
+    scope = websocket_scope("/v1/responses", denial=denial, headers=[*PROXIED, *headers], client=("127.0.0.1", 1))
+    answer = await call(stack(), scope, [CONNECT, {"type": "websocket.disconnect", "code": 1000}])
+    if status == 403:
+        assert answer.messages == [{"type": "websocket.close", "code": 1008, "reason": "missing_api_key"}]
+    elif status == 101:
+        assert [message["type"] for message in answer.messages] == ["websocket.accept"]
+        assert (answer.header("x-request-id") or "").startswith("req_")
+    else:
+        assert answer.refusal()[0] == status
+        expected = {**DEFAULTS, "strict-transport-security": "max-age=60"}
+        assert {name: answer.header(name) for name in expected} == expected
+    (record,) = [record for record in caplog.records if record.name == "agentrun_middleware.access"]
+    expected_line = {"method": "WEBSOCKET", "status": status, "client": "192.0.2.1", **logged}
+    assert {key: vars(record)[key] for key in expected_line} == expected_line
+    assert vars(record)["request_id"].startswith("req_")

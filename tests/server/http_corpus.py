@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agentrun_server.server.http_protocol import HttpLimits
+from agentrun_server.server.websocket_head import WebSockets
 
-__all__ = ["CASES", "LIMITS", "Case"]
+__all__ = ["CASES", "LIMITS", "WEBSOCKETS", "Case"]
 
 LIMITS = HttpLimits(
     max_header_bytes=64 * 1024, max_header_count=200, header_timeout=5, max_body_bytes=1024 * 1024, body_timeout=5
 )
+
+WEBSOCKETS = WebSockets(frozenset({"/socket", "/socket/"}))
 
 OK = frozenset({200})
 BAD = frozenset({400})
@@ -24,6 +27,7 @@ HEAD_TOO_LARGE = frozenset({431})
 NO_METHOD = frozenset({405})
 NO_CODING = frozenset({501})
 NO_VERSION = frozenset({505})
+NO_WEBSOCKET_VERSION = frozenset({426})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -542,6 +546,83 @@ def _upgrades() -> Iterator[Case]:
     yield Case(name="upgrade: too many", data=_request(headers=h2c) * 70, answers=(OK,) * 65 + (frozenset({429}),))
 
 
+def _websockets() -> Iterator[Case]:
+    """Handshakes that come to nothing: malformed ones are refused, and elsewhere an Upgrade says nothing."""
+    to_socket, elsewhere = b"GET /socket HTTP/1.1", b"GET /other HTTP/1.1"
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    version, key = b"Sec-WebSocket-Version: 13\r\n", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    good = upgrade + version + key
+    yield from _many(
+        "websocket",
+        BAD,
+        ("no key", _request(to_socket, upgrade + version)),
+        ("empty key", _request(to_socket, upgrade + version + b"Sec-WebSocket-Key:\r\n")),
+        ("short key", _request(to_socket, upgrade + version + b"Sec-WebSocket-Key: YWJj\r\n")),
+        ("long key", _request(to_socket, upgrade + version + b"Sec-WebSocket-Key: " + b"A" * 64 + b"\r\n")),
+        ("huge key", _request(to_socket, upgrade + version + b"Sec-WebSocket-Key: " + b"A" * 60000 + b"\r\n")),
+        (
+            "key that is no base64",
+            _request(to_socket, upgrade + version + b"Sec-WebSocket-Key: " + b"?" * 24 + b"\r\n"),
+        ),
+        ("two keys", _request(to_socket, good + key)),
+        ("no version", _request(to_socket, upgrade + key)),
+        ("two versions", _request(to_socket, good + version)),
+        ("a body", _request(to_socket, good + b"Content-Length: 5\r\n", b"hello")),
+        ("a chunked body", _request(to_socket, good + b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n")),
+        ("a length and a coding", _request(to_socket, good + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n")),
+        ("no host", _request(to_socket, good, host=b"")),
+        ("two hosts", _request(to_socket, good + HOST)),
+        ("path in another form", _request(b"GET /sock%et HTTP/1.1", good)),
+        ("behind it frames", _request(to_socket, upgrade + version, b"\x81\x05hello" * 100)),
+    )
+    yield from _many(
+        "websocket version",
+        NO_WEBSOCKET_VERSION,
+        ("0", _request(to_socket, upgrade + key + b"Sec-WebSocket-Version: 0\r\n")),
+        ("8", _request(to_socket, upgrade + key + b"Sec-WebSocket-Version: 8\r\n")),
+        ("a list", _request(to_socket, upgrade + key + b"Sec-WebSocket-Version: 13, 8\r\n")),
+    )
+    yield from _many(
+        "websocket",
+        HEAD_TOO_LARGE,
+        ("too many headers", _request(to_socket, good + b"X: y\r\n" * 200)),
+        ("too many bytes", _request(to_socket, good + b"X: " + b"y" * 66000 + b"\r\n")),
+    )
+    yield Case(
+        name="websocket: too long a target",
+        data=_request(b"GET /socket?" + b"x" * 20000 + b" HTTP/1.1", good),
+        answers=(TARGET_TOO_LONG,),
+    )
+    for name, line, headers in (
+        ("elsewhere", elsewhere, good),
+        ("elsewhere, malformed", elsewhere, upgrade),
+        ("below", b"GET /socket/x HTTP/1.1", good),
+        ("another case", b"GET /Socket HTTP/1.1", good),
+        ("dots", b"GET /x/../socket HTTP/1.1", good),
+        ("two slashes", b"GET //socket HTTP/1.1", good),
+        ("no upgrade in connection", to_socket, b"Connection: keep-alive\r\nUpgrade: websocket\r\n" + version + key),
+        ("no connection", to_socket, b"Upgrade: websocket\r\n" + version + key),
+        ("another protocol", to_socket, b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + version + key),
+        ("no upgrade", to_socket, version + key),
+        ("head", b"HEAD /socket HTTP/1.1", good),
+        ("post", b"POST /socket HTTP/1.1", good),
+        ("options", b"OPTIONS /socket HTTP/1.1", good),
+    ):
+        yield Case(name=f"websocket that is none: {name}", data=_request(line, headers), answers=(OK,))
+    yield Case(
+        name="websocket that is none: HTTP/1.0",
+        data=_request(b"GET /socket HTTP/1.0", good),
+        answers=(OK,),
+        closes=True,
+    )
+    yield Case(
+        name="websocket that is none: a request in its body",
+        data=_request(elsewhere, good + b"Content-Length: %d\r\n" % len(NEXT), NEXT),
+        answers=(OK,),
+        body=NEXT,
+    )
+
+
 CASES: tuple[Case, ...] = (
     *_ordinary(),
     *_pipelined(),
@@ -554,4 +635,5 @@ CASES: tuple[Case, ...] = (
     *_heads(),
     *_truncated(),
     *_upgrades(),
+    *_websockets(),
 )

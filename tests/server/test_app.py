@@ -439,8 +439,9 @@ async def test_a_websocket_that_was_added_is_reached() -> None:
     assert [message["type"] for message in sent] == ["websocket.accept", "websocket.close"]
 
 
-async def test_a_server_without_websockets_closes_them() -> None:
-    assert await websocket(AgentRunServer(echo), "/v1/chat/completions") == [{"type": "websocket.close", "code": 1000}]
+async def test_a_websocket_where_there_is_none_is_closed() -> None:
+    (closed,) = await websocket(AgentRunServer(echo), "/v1/chat/completions")
+    assert closed == {"type": "websocket.close", "code": 1008, "reason": "unknown_url"}
 
 
 async def websocket(app: ASGIApp, path: str) -> list[dict[str, Any]]:

@@ -222,10 +222,15 @@ async def test_opening_that_is_cancelled_and_fails_is_cancelled(
             await within(opening)
 
 
-async def test_a_file_that_cannot_be_opened_is_an_error_of_storage(tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_opened_is_an_error_of_storage_and_the_log_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "store.db").mkdir()
     with pytest.raises(StorageUnavailableError):
         await within(open_storage(f"sqlite:///{tmp_path}/store.db"))
+    [record] = caplog.records
+    assert record.getMessage() == "the store cannot be opened"
+    assert f"{tmp_path}/store.db" in record.__dict__["reason"]
 
 
 @needs_postgres

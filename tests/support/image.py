@@ -6,7 +6,7 @@ whose process has number 1, the image's user and no capabilities, and a network 
 
 What is not: ``/usr``, read-only, is that of this machine, so the base image's programs are those found here, and an
 instruction that installs Debian packages is left out and reported (`Image.left_out`). The base image's Python is
-another one (`Base.python`). Volumes, healthcheck schedules and restarts are an engine's.
+another one (`Base.python`). Healthcheck schedules and restarts are an engine's.
 
 It takes root, to be other users, and Linux.
 """
@@ -25,7 +25,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from tempfile import TemporaryDirectory
+from typing import Self, TypeVar
 
 from tests.support.dockerfile import (
     DockerfileError,
@@ -71,6 +72,8 @@ class Image:
     workdir: PurePosixPath = field(default=PurePosixPath("/"))
     user: str = ""
     exposed: list[str] = field(default_factory=list)
+    volumes: list[str] = field(default_factory=list)
+    """Folders that a container gets a volume for, if it is given none."""
     command: list[str] = field(default_factory=list)
     healthcheck: list[str] = field(default_factory=list)
     healthcheck_times: dict[str, str] = field(default_factory=dict)
@@ -201,6 +204,8 @@ class _Builder:
                 image.user = expand(text, variables)
             case "EXPOSE":
                 image.exposed += words(text, variables)
+            case "VOLUME":
+                image.volumes += words(text, variables)
             case "STOPSIGNAL":
                 image.stop_signal = expand(text, variables)
             case "CMD":
@@ -272,11 +277,12 @@ def _exec_form(instruction: Instruction) -> list[str]:
 
 
 def _copied(image: Image, root: Path) -> Image:
-    shutil.copytree(image.root, root, symlinks=True)
+    # With whose it is, which Python's own copying leaves out.
+    subprocess.run(["cp", "--archive", str(image.root), str(root)], check=True)
     return Image(
         root=root, mounts=image.mounts, env=dict(image.env), labels=dict(image.labels), workdir=image.workdir,
-        user=image.user, exposed=list(image.exposed), command=image.command, healthcheck=image.healthcheck,
-        healthcheck_times=image.healthcheck_times, stop_signal=image.stop_signal,
+        user=image.user, exposed=list(image.exposed), volumes=list(image.volumes), command=image.command,
+        healthcheck=image.healthcheck, healthcheck_times=image.healthcheck_times, stop_signal=image.stop_signal,
     )  # fmt: skip
 
 
@@ -349,6 +355,17 @@ class Volume:
     source: Path
     target: str
     read_only: bool = True
+
+    @classmethod
+    def made(cls, image: Image, source: Path, target: str, *, read_only: bool = False) -> Self:
+        """Return the volume that is kept in the folder `source`; an empty one takes over whose its place is."""
+        if not source.exists():
+            source.mkdir()
+            place = image.inside(target)
+            if place.exists():
+                shutil.copystat(place, source)
+                os.chown(source, place.stat().st_uid, place.stat().st_gid)
+        return cls(source=source, target=target, read_only=read_only)
 
 
 class Container:
@@ -429,45 +446,49 @@ def running(
         env: variables besides the image's.
         user: in place of the image's: two numbers, ``user:group``.
         capabilities: those it keeps, without ``CAP_``.
-        volumes: files and folders that it sees.
+        volumes: files and folders that it sees, besides the image's own volumes, which end with it.
         tmpfs: folders that are empty at first, and their modes, in octal digits.
     """
-    user = user or image.user
-    variables = {**image.env, "HOME": _home(image, user), **(env or {})}
-    arguments = ["--ro-bind", str(image.root), "/", *_mounts(image, writable=False)]
-    for path, mode in (tmpfs or {}).items():
-        _make_place(image, path, folder=True)
-        arguments += ["--perms", mode, "--tmpfs", path]
-    for volume in volumes:
-        _make_place(image, volume.target, folder=volume.source.is_dir())
-        arguments += ["--ro-bind" if volume.read_only else "--bind", str(volume.source), volume.target]
-    as_user = _as_user(user, capabilities)
-    reading, writing = os.pipe()
-    arguments += ["--unshare-net", "--as-pid-1", "--info-fd", str(writing), *_namespaces(image, variables)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [_bwrap(), *arguments, "--", *as_user, *(command or image.command)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=(writing,),
-        )
-    pid = 0
-    try:
-        os.close(writing)
-        with os.fdopen(reading, encoding="utf-8") as info:
-            said = info.read()
-        assert said, log.read_text("utf-8")
-        pid = json.loads(said)["child-pid"]
-        _wait_for_command(pid)
-        settings = [f"{name}={value}" for name, value in variables.items()]
-        inside = [*as_user, "env", "-i", f"--chdir={image.workdir}", *settings]
-        yield Container(process, pid, inside, image.stop_signal)
-    finally:
-        if process.poll() is None:
-            # Not bubblewrap alone: another user's process does not end with it.
-            os.kill(pid or process.pid, signal.SIGKILL)
-        process.wait(10)
+    with TemporaryDirectory(prefix="volumes-") as folder:
+        given = {*(volume.target for volume in volumes), *(tmpfs or ())}
+        own = [path for path in image.volumes if path not in given]
+        volumes = [*(Volume.made(image, Path(folder, str(n)), path) for n, path in enumerate(own)), *volumes]
+        user = user or image.user
+        variables = {**image.env, "HOME": _home(image, user), **(env or {})}
+        arguments = ["--ro-bind", str(image.root), "/", *_mounts(image, writable=False)]
+        for path, mode in (tmpfs or {}).items():
+            _make_place(image, path, folder=True)
+            arguments += ["--perms", mode, "--tmpfs", path]
+        for volume in volumes:
+            _make_place(image, volume.target, folder=volume.source.is_dir())
+            arguments += ["--ro-bind" if volume.read_only else "--bind", str(volume.source), volume.target]
+        as_user = _as_user(user, capabilities)
+        reading, writing = os.pipe()
+        arguments += ["--unshare-net", "--as-pid-1", "--info-fd", str(writing), *_namespaces(image, variables)]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [_bwrap(), *arguments, "--", *as_user, *(command or image.command)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(writing,),
+            )
+        pid = 0
+        try:
+            os.close(writing)
+            with os.fdopen(reading, encoding="utf-8") as info:
+                said = info.read()
+            assert said, log.read_text("utf-8")
+            pid = json.loads(said)["child-pid"]
+            _wait_for_command(pid)
+            settings = [f"{name}={value}" for name, value in variables.items()]
+            inside = [*as_user, "env", "-i", f"--chdir={image.workdir}", *settings]
+            yield Container(process, pid, inside, image.stop_signal)
+        finally:
+            if process.poll() is None:
+                # Not bubblewrap alone: another user's process does not end with it.
+                os.kill(pid or process.pid, signal.SIGKILL)
+            process.wait(10)
 
 
 def _wait_for_command(pid: int) -> None:

@@ -149,9 +149,11 @@ class ChunkEncoder(Turn):
     def _write_call(self, piece: CallPiece, addition: Addition | None) -> str:
         written = self._opened()
         call = piece.call
+        added = self._with_addition({}, addition)
+        more = "".join(f",{quote(key)}:{dumps(value)}" for key, value in added.items())
         if self._options.legacy_functions:
             name = f'"name":{quote(call.name)},' if piece.opens else ""
-            return written + self._chunk(f'{{"function_call":{{{name}"arguments":{quote(piece.arguments)}}}}}')
+            return written + self._chunk(f'{{"function_call":{{{name}"arguments":{quote(piece.arguments)}}}{more}}}')
         kind, key = ("function", "arguments") if call.client == "function" else ("custom", "input")
         if piece.opens:
             # The first piece has no arguments: some clients do not look for any there.
@@ -160,11 +162,9 @@ class ChunkEncoder(Turn):
                 f'"{kind}":{{"name":{quote(call.name)},"{key}":""}}}}'
             )
             written += self._chunk(f'{{"tool_calls":[{opening}]}}')
-        more = self._with_addition({}, addition)
         if piece.arguments or more:
             rest = f'{{"tool_calls":[{{"index":{call.index},"{kind}":{{"{key}":{quote(piece.arguments)}}}}}]'
-            rest += "".join(f",{quote(name)}:{dumps(value)}" for name, value in more.items())
-            written += self._chunk(rest + "}")
+            written += self._chunk(f"{rest}{more}}}")
         return written
 
     def _write_annotations(self, annotations: list[dict[str, Any]]) -> str:

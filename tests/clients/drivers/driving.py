@@ -27,10 +27,11 @@ WEATHER_PARAMETERS = {
     "required": ["city"],
     "additionalProperties": False,
 }
-WEATHER_TOOL = {
-    "type": "function",
-    "function": {"name": "get_weather", "description": "Weather of a city", "parameters": WEATHER_PARAMETERS},
-}
+_WEATHER = {"name": "get_weather", "description": "Weather of a city", "parameters": WEATHER_PARAMETERS}
+WEATHER_TOOL = {"type": "function", "function": _WEATHER}
+
+FLAT_WEATHER_TOOL = {"type": "function", **_WEATHER}
+"""The same for the Responses API."""
 
 Scenario = Callable[[], Any]
 _scenarios: dict[str, Scenario] = {}

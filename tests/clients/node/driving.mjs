@@ -13,10 +13,10 @@ export const WEATHER_PARAMETERS = {
   required: ['city'],
   additionalProperties: false,
 }
-export const WEATHER_TOOL = {
-  type: 'function',
-  function: { name: 'get_weather', description: 'Weather of a city', parameters: WEATHER_PARAMETERS },
-}
+const weather = { name: 'get_weather', description: 'Weather of a city', parameters: WEATHER_PARAMETERS }
+export const WEATHER_TOOL = { type: 'function', function: weather }
+/** The same for the Responses API. */
+export const FLAT_WEATHER_TOOL = { type: 'function', ...weather }
 
 const scenarios = new Map()
 
