@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-__all__ = ["METADATA", "PAGE", "Operation", "Schema", "error", "json_body", "listed", "operation", "query"]
+__all__ = [
+    "IDEMPOTENCY_KEY",
+    "METADATA",
+    "PAGE",
+    "Operation",
+    "Schema",
+    "deleted",
+    "json_body",
+    "listed",
+    "operation",
+    "query",
+]
 
 Schema: TypeAlias = dict[str, Any]
 """A JSON schema."""
@@ -37,9 +48,13 @@ METADATA: Schema = {
 }
 
 
-def error(description: str) -> Schema:
-    """Return the description of an answer that is OpenAI's error object."""
-    return {"description": description, "content": {"application/json": {"schema": _ERROR}}}
+IDEMPOTENCY_KEY: Schema = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "description": "The same request with the same key gets the answer of the first.",
+}
 
 
 def json_body(schema: Schema, *, required: bool = True) -> Schema:
@@ -66,6 +81,16 @@ def listed(item: Schema) -> Schema:
             "has_more": {"type": "boolean"},
         },
     }
+
+
+def deleted(kind: str) -> Schema:
+    """Return the schema of what deleting an object is answered with."""
+    properties: Schema = {
+        "id": {"type": "string"},
+        "object": {"type": "string", "const": kind},
+        "deleted": {"type": "boolean", "const": True},
+    }
+    return {"type": "object", "required": list(properties), "properties": properties}
 
 
 PAGE: Sequence[Schema] = (
@@ -104,7 +129,10 @@ def operation(
         "summary": summary,
         "responses": {
             "200": {"description": answer, "content": content},
-            **{status: error(text) for status, text in errors.items()},
+            **{
+                status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
+                for status, text in errors.items()
+            },
         },
     }
     if body is not None:

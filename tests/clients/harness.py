@@ -26,7 +26,7 @@ STOP_LIMIT: Final = 20.0
 DRIVER_LIMIT: Final = 240.0
 """Seconds for a client's whole set of scenarios; each is limited on its own as well."""
 AT_ONCE: Final = 3
-"""Clients driven at the same time. Half of their time they wait, so they are one more than the cores of a small machine."""
+"""Clients driven at the same time. They wait half of their time, so two cores have enough to do with three."""
 
 CHAT_APP: Final = "tests.clients.agents_app:server"
 RESPONSES_APP: Final = "tests.clients.responses_app:server"

@@ -69,7 +69,7 @@ class Entry:
 
     async def _wait_for(self, pattern: str) -> None:
         async with asyncio.timeout(WAIT):
-            while not any(self._directory.glob(pattern)):
+            while not any(self._directory.glob(pattern)):  # noqa: ASYNC110 - another process may write it
                 await asyncio.sleep(_LOOK)
 
 

@@ -232,29 +232,31 @@ _NO_HEADERS = "does not hand out the response's headers"
 _NO_OTHER_CALLS = "makes responses, and calls no other route"
 _NO_BACKGROUND = "does not wait for what runs in the background"
 _NO_ECHO = "does not show what a response repeats"
-_LITTLE_ECHO = "shows of what a response repeats the model and the metadata"
 _IN_FULL = "sends items in full"
 _NO_ROLES = "does not show the role"
 _ONE_CONTEXT = "does not send two contexts"
 
-_SESSIONS = dict.fromkeys(("client_tool_by_session", "turns_by_session", "session_items"), _NO_SESSIONS)
+_SESSIONS: Mapping[str, str] = dict.fromkeys(("client_tool_by_session", "turns_by_session", "session_items"), _NO_SESSIONS)
 _BACKGROUND = ("background", "background_streamed")
-_OTHER_CALLS = {
-    "conversation_items": _NO_OTHER_CALLS,
-    "background_resumed": _NO_OTHER_CALLS,
-    "background_resumed_by_helper": _NO_OTHER_CALLS,
-    "background_cancelled": _NO_OTHER_CALLS,
-    "background_failed": _NO_OTHER_CALLS,
-    "retrieved": _NO_OTHER_CALLS,
-    "replayed": _NO_OTHER_CALLS,
-    "input_items": _NO_OTHER_CALLS,
-    "deleted": _NO_OTHER_CALLS,
-    "counted": _NO_OTHER_CALLS,
-}
-_FRAMEWORK_LACKS = {"stream_helper": _ONE_STREAM, **_OTHER_CALLS}
+_OTHER_CALLS = (
+    "conversation_items",
+    "background_resumed",
+    "background_resumed_by_helper",
+    "background_cancelled",
+    "background_failed",
+    "retrieved",
+    "replayed",
+    "input_items",
+    "deleted",
+    "counted",
+)
+_FRAMEWORK_LACKS: Mapping[str, str] = {"stream_helper": _ONE_STREAM, **dict.fromkeys(_OTHER_CALLS, _NO_OTHER_CALLS)}
 _REFERENCES = ("client_tool_by_reference", "turns_by_reference", "unknown_reference")
 _BROKEN_STREAMS = ("fail_mid_streamed", "fail_late_streamed", "fail_unstored_streamed", "give_up_streamed")
-_LITTLE = (_LITTLE_ECHO, dict.fromkeys(("instructions", "temperature", "max_output_tokens"), HIDDEN))
+_LITTLE: tuple[str, Mapping[str, Any]] = (
+    "shows of what a response repeats the model and the metadata",
+    {"instructions": HIDDEN, "temperature": HIDDEN, "max_output_tokens": HIDDEN},
+)
 
 
 # --- the clients

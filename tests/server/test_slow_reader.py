@@ -14,7 +14,7 @@ from tests.support.agents import Witness
 from tests.support.chat_oracle import check_completion
 from tests.support.clock import after, eventually, within
 from tests.support.raw_client import RawClient
-from tests.support.serve import Served, serve, the_request
+from tests.support.serve import Served, open_requests, serve, the_request
 
 PIECE = "x" * 16_000
 TOO_MUCH = 12 * 1024 * 1024
@@ -112,7 +112,7 @@ async def test_readers_that_read_nothing_cost_little_memory() -> None:
                 await client.__aenter__()
                 await client.chat()
             await eventually(lambda: len(server._sweeper.active) == readers)
-            await eventually(lambda: all(attachment.blocked_since for attachment in server._sweeper.active))
+            await eventually(lambda: all(attachment.blocked_since for attachment in open_requests(server)))
             grown = resident() - before
         finally:
             for client in clients:

@@ -11,7 +11,7 @@ from tests.support.agents import ASYNC_STREAMS, SYNC_STREAMS, Witness
 from tests.support.chat_oracle import check_chat_stream
 from tests.support.clock import after, eventually
 from tests.support.raw_client import RawClient
-from tests.support.serve import serve, the_request
+from tests.support.serve import open_requests, serve, the_request
 
 FIRST_EVENT = {
     "message": "The agent did not begin to answer in time.",
@@ -409,7 +409,7 @@ async def test_a_body_that_does_not_come_is_a_408(sent: bytes, http: str) -> Non
     async with serve(server, http=http) as served:
         async with served.client() as client:
             await client.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n" + sent)
-            await eventually(lambda: any(attachment.body_started for attachment in server._sweeper.active))
+            await eventually(lambda: any(attachment.body_started for attachment in open_requests(server)))
             after(server, server.config.body_timeout + 1)
             answer = await client.response()
             assert answer.status == 408

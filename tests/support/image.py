@@ -278,6 +278,7 @@ def _exec_form(instruction: Instruction) -> list[str]:
 
 def _copied(image: Image, root: Path) -> Image:
     # With whose it is, which Python's own copying leaves out.
+    root.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cp", "--archive", str(image.root), str(root)], check=True)
     return Image(
         root=root, mounts=image.mounts, env=dict(image.env), labels=dict(image.labels), workdir=image.workdir,

@@ -5,24 +5,25 @@ Who calls is the text of the bearer token, so that a test can be two callers.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import openai
+import pytest
 from starlette.middleware import Middleware
 
 from agentrun_server import AgentRequest, AgentRunServer, ServerConfig
 from agentrun_server.invoker.agent import AgentCallable
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
-from agentrun_server.storage.contracts import Record, Store
+from agentrun_server.storage.contracts import Record, StorageUnavailableError, Store
 from tests.support.clock import eventually
 from tests.support.raw_client import Headers, Response
 from tests.support.serve import Served
 from tests.support.sse import parse_events
 
-__all__ = ["Meter", "Told", "as_caller", "keeping", "kept", "official", "store_of", "text_of"]
+__all__ = ["Meter", "Told", "as_caller", "away", "keeping", "kept", "official", "store_of", "text_of"]
 
 
 class Told:
@@ -93,7 +94,7 @@ def keeping(
 ) -> AgentRunServer:
     """Return a server whose store is that of the test; `memory` turns sessions on."""
     config = ServerConfig(**{"store_durable": False, **settings})
-    front = Middleware(_Front, meter=meter)  # type: ignore[arg-type] # it knows another kind of scope
+    front = Middleware(_Front, meter=meter)
     return AgentRunServer(agent, config=config, memory_collection_name=memory, middleware=[front])
 
 
@@ -122,6 +123,18 @@ async def kept(server: AgentRunServer, kind: str) -> list[Record]:
     return list(page.records)
 
 
+@contextmanager
+def away(store: Store) -> Iterator[None]:
+    """Have `store` refuse to write."""
+
+    async def refuse(_: object) -> None:
+        raise StorageUnavailableError("away")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "commit", refuse)
+        yield
+
+
 def text_of(response: Response) -> str:
     """Return what a chat answer says in its first choice, streamed or not."""
     assert response.status == 200, response
@@ -132,4 +145,5 @@ def text_of(response: Response) -> str:
     assert done.data == "[DONE]", response
     chunks = [json.loads(event.data) for event in events]
     assert not any("error" in chunk for chunk in chunks), response
-    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
+    pieces = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == 0]
+    return "".join(piece["delta"].get("content") or "" for piece in pieces)

@@ -117,6 +117,11 @@ async def _stop(server: uvicorn.Server) -> None:
         await within(server.lifespan.shutdown())
 
 
+def open_requests(server: AgentRunServer) -> list[Attachment]:
+    """Return the requests that are open."""
+    return [one for one in server._sweeper.active if isinstance(one, Attachment)]
+
+
 def the_request(server: AgentRunServer) -> Attachment:
     """Return the one request that is open; an `AssertionError` otherwise, so that it can be waited for."""
     assert len(server._sweeper.active) == 1, f"{len(server._sweeper.active)} requests are open"

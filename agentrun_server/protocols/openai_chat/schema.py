@@ -1,10 +1,24 @@
-"""The OpenAPI description of Chat Completions, for ``/docs``. Reading is done by `decode`; this only tells of it."""
+"""The OpenAPI description of Chat Completions, for ``/docs``."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Final
 
-__all__ = ["CHAT_OPERATION"]
+from agentrun_server.protocols.schema import (
+    IDEMPOTENCY_KEY,
+    METADATA,
+    PAGE,
+    Operation,
+    Schema,
+    deleted,
+    json_body,
+    listed,
+    operation,
+    query,
+)
 
-_MESSAGE = {
+__all__ = ["CHAT_OPERATIONS"]
+
+_MESSAGE: Final[Schema] = {
     "type": "object",
     "required": ["role"],
     "properties": {
@@ -22,7 +36,7 @@ _MESSAGE = {
     },
 }
 
-_REQUEST = {
+_REQUEST: Final[Schema] = {
     "type": "object",
     "required": ["model", "messages"],
     "additionalProperties": True,
@@ -52,47 +66,76 @@ _REQUEST = {
         "stop": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 4}]},
         "max_completion_tokens": {"type": "integer", "minimum": 1},
         "reasoning_effort": {"type": "string"},
-        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+        "store": {"type": "boolean", "default": False, "description": "Keep the answer."},
+        "metadata": METADATA,
         "user": {"type": "string"},
     },
 }
 
-_ERROR = {
+_COMPLETION: Final[Schema] = {
     "type": "object",
-    "required": ["error"],
+    "required": ["id", "object", "created", "model", "choices"],
+    "additionalProperties": True,
     "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
+        "id": {"type": "string"},
+        "object": {"type": "string", "const": "chat.completion"},
+        "created": {"type": "integer", "description": "Unix time."},
+        "model": {"type": "string"},
+        "choices": {"type": "array", "items": {"type": "object"}},
+        "usage": {"type": "object"},
     },
 }
+_NOT_FOUND = {"404": "The caller has no such stored completion."}
 
-
-def _error(description: str) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": _ERROR}}}
-
-
-CHAT_OPERATION: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": _REQUEST}}},
-    "responses": {
-        "200": {
-            "description": "A `chat.completion`, or with `stream` a stream of `chat.completion.chunk` events.",
-            "content": {
-                "application/json": {"schema": {"type": "object"}},
-                "text/event-stream": {"schema": {"type": "string"}},
-            },
+CHAT_OPERATIONS: Final[Mapping[str, Operation]] = {
+    "POST /chat/completions": operation(
+        "Create a chat completion",
+        "A `chat.completion`, or with `stream` a stream of `chat.completion.chunk` events.",
+        _COMPLETION,
+        body=json_body(_REQUEST),
+        parameters=[IDEMPOTENCY_KEY],
+        stream=True,
+        errors={
+            "400": "The request is malformed or out of range.",
+            "404": "There is no such model.",
+            "429": "All places are taken; see `Retry-After`.",
+            "500": "The agent failed.",
+            "503": "The server is shutting down.",
         },
-        "400": _error("The request is malformed or out of range."),
-        "404": _error("There is no such model."),
-        "429": _error("All places are taken; see `Retry-After`."),
-        "500": _error("The agent failed."),
-        "503": _error("The server is shutting down."),
-    },
+    ),
+    "GET /chat/completions": operation(
+        "List stored chat completions",
+        "Completions, oldest first unless asked for otherwise.",
+        listed(_COMPLETION),
+        parameters=[
+            *PAGE,
+            query("model", {"type": "string"}, "Only those of this model."),
+            {
+                **query("metadata", METADATA, "Only those with these pairs: `metadata[topic]=weather`."),
+                "style": "deepObject",
+                "explode": True,
+            },
+        ],
+        errors={"400": "The request is malformed or out of range."},
+    ),
+    "GET /chat/completions/{completion_id}": operation(
+        "Retrieve a stored chat completion", "The completion.", _COMPLETION, errors=_NOT_FOUND
+    ),
+    "POST /chat/completions/{completion_id}": operation(
+        "Replace the metadata of a stored chat completion",
+        "The completion.",
+        _COMPLETION,
+        body=json_body({"type": "object", "required": ["metadata"], "properties": {"metadata": METADATA}}),
+        errors=_NOT_FOUND,
+    ),
+    "DELETE /chat/completions/{completion_id}": operation(
+        "Delete a stored chat completion", "It is gone.", deleted("chat.completion.deleted"), errors=_NOT_FOUND
+    ),
+    "GET /chat/completions/{completion_id}/messages": operation(
+        "List the messages of a stored chat completion",
+        "Those of the request, oldest first unless asked for otherwise.",
+        listed(_MESSAGE),
+        parameters=PAGE,
+        errors=_NOT_FOUND,
+    ),
 }

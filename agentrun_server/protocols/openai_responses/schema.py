@@ -3,7 +3,18 @@
 from collections.abc import Mapping
 from typing import Final
 
-from agentrun_server.protocols.schema import METADATA, PAGE, Operation, Schema, json_body, listed, operation, query
+from agentrun_server.protocols.schema import (
+    IDEMPOTENCY_KEY,
+    METADATA,
+    PAGE,
+    Operation,
+    Schema,
+    deleted,
+    json_body,
+    listed,
+    operation,
+    query,
+)
 
 __all__ = ["CONVERSATION_OPERATIONS", "RESPONSE_OPERATIONS"]
 
@@ -16,7 +27,9 @@ _ITEM: Final[Schema] = {
         "id": {"type": "string"},
         "status": {"type": "string", "enum": ["in_progress", "completed", "incomplete"]},
         "role": {"type": "string", "enum": ["user", "assistant", "system", "developer"]},
-        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object", "required": ["type"]}}]},
+        "content": {
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object", "required": ["type"]}}]
+        },
         "call_id": {"type": "string"},
         "name": {"type": "string"},
         "arguments": {"type": "string", "description": "JSON."},
@@ -117,15 +130,6 @@ def _request(*required: str, **fields: Schema) -> Schema:
     return {"type": "object", "required": list(required), "additionalProperties": True, "properties": fields}
 
 
-def _deleted(kind: str) -> Schema:
-    properties: Schema = {
-        "id": {"type": "string"},
-        "object": {"type": "string", "const": kind},
-        "deleted": {"type": "boolean", "const": True},
-    }
-    return {"type": "object", "required": list(properties), "properties": properties}
-
-
 _MALFORMED = {"400": "The request is malformed or out of range."}
 _NO_RESPONSE = {"404": "The caller has no such response."}
 _NO_CONVERSATION = {"404": "The caller has no such conversation."}
@@ -137,15 +141,7 @@ RESPONSE_OPERATIONS: Final[Mapping[str, Operation]] = {
         "A response, or with `stream` the events of one.",
         _RESPONSE,
         body=json_body(_request("model", **_CONTEXT, **_RUN)),
-        parameters=[
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "required": False,
-                "schema": {"type": "string", "maxLength": 255},
-                "description": "The same request with the same key gets the answer of the first.",
-            }
-        ],
+        parameters=[IDEMPOTENCY_KEY],
         stream=True,
         errors={
             **_MALFORMED,
@@ -172,7 +168,7 @@ RESPONSE_OPERATIONS: Final[Mapping[str, Operation]] = {
         errors={**_MALFORMED, **_NO_RESPONSE},
     ),
     "DELETE /responses/{response_id}": operation(
-        "Delete a response", "It is gone.", _deleted("response"), errors=_NO_RESPONSE
+        "Delete a response", "It is gone.", deleted("response"), errors=_NO_RESPONSE
     ),
     "POST /responses/{response_id}/cancel": operation(
         "Cancel a response that runs in the background",
@@ -224,14 +220,14 @@ CONVERSATION_OPERATIONS: Final[Mapping[str, Operation]] = {
     "DELETE /conversations/{conversation_id}": operation(
         "Delete a conversation and its items",
         "They are gone.",
-        _deleted("conversation.deleted"),
+        deleted("conversation.deleted"),
         errors=_NO_CONVERSATION,
     ),
     "POST /conversations/{conversation_id}/items": operation(
         "Add items to a conversation",
         "The items, with their ids.",
         listed(_ITEM),
-        body=json_body(_request("items", items={**_NEW_ITEMS, "minItems": 1})),
+        body=json_body(_request("items", items=_NEW_ITEMS)),
         errors={**_MALFORMED, **_NO_CONVERSATION},
     ),
     "GET /conversations/{conversation_id}/items": operation(

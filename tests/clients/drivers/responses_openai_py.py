@@ -122,6 +122,10 @@ def missing(call: Any) -> Any:
     return None
 
 
+def is_kept(response_id: str) -> bool:
+    return missing(lambda: responses.retrieve(response_id)) != "response_not_found"
+
+
 # --- answers
 
 
@@ -145,9 +149,9 @@ def streamed() -> dict[str, Any]:
 
 @scenario
 async def streamed_async() -> dict[str, Any]:
-    async with AsyncOpenAI(base_url=BASE_URL, api_key="test", timeout=20) as concurrent:
-        async with concurrent.responses.stream(model="stream", input="hello") as stream:
-            final = await stream.get_final_response()
+    concurrent = AsyncOpenAI(base_url=BASE_URL, api_key="test", timeout=20)
+    async with concurrent, concurrent.responses.stream(model="stream", input="hello") as stream:
+        final = await stream.get_final_response()
     return {"text": final.output_text}
 
 
@@ -185,14 +189,8 @@ def quiet() -> dict[str, Any]:
 def unstored() -> dict[str, Any]:
     answer = ask("stream", store=False)
     seen = collect(ask("stream", store=False, stream=True))
-    return {
-        "text": answer.output_text,
-        "pieces": seen["pieces"],
-        "kept": [
-            missing(lambda: responses.retrieve(response.id)) != "response_not_found"
-            for response in (answer, seen["response"])
-        ],
-    }
+    kept = [is_kept(response.id) for response in (answer, seen["response"])]
+    return {"text": answer.output_text, "pieces": seen["pieces"], "kept": kept}
 
 
 @scenario
