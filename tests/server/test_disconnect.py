@@ -357,7 +357,7 @@ async def test_a_run_may_outlive_its_client(how: str, stream: bool, http: str) -
             await go_on.wait()
         witness.note("cancelled" if request.is_cancelled else "finished")
 
-    server = AgentRunServer(agent, config=ServerConfig(on_disconnect="continue"))
+    server = AgentRunServer(agent, config=ServerConfig(on_disconnect="continue", store_url=None))
     facts: list[dict[str, object]] = []
     server._access_log = _Facts(facts)  # type: ignore[assignment]
     async with serve(server, http=http) as served:

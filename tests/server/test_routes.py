@@ -100,8 +100,8 @@ async def test_an_unknown_path_is_a_404_in_openais_shape(method: str, path: str,
 @behind_fastapi
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS"])
 async def test_another_method_is_a_405_that_names_the_right_one(method: str, docs_too: bool) -> None:
-    for path, allowed in [(CHAT, "POST"), ("/v1/models", "GET"), ("/v1/models/x", "GET"), ("/health", "GET")]:
-        if method == allowed:
+    for path, allowed in [(CHAT, "GET, POST"), ("/v1/models", "GET"), ("/v1/models/x", "GET"), ("/health", "GET")]:
+        if method in allowed:
             continue
         answer = await ask(method, path, docs_too=docs_too)
         assert answer.status == 405
@@ -122,8 +122,8 @@ async def test_head_is_get_without_the_body(path: str, docs_too: bool, http: str
         assert head.header("content-length") == whole.header("content-length") == str(len(whole.body))
 
 
-async def test_head_of_chat_completions_is_a_405() -> None:
-    assert (await ask("HEAD", CHAT)).status == 405
+async def test_head_of_chat_completions_is_that_of_the_list() -> None:
+    assert (await ask("HEAD", CHAT)).status == 200
 
 
 async def test_probes_say_how_it_is() -> None:
@@ -360,7 +360,7 @@ async def test_an_agent_may_wait_for_the_client_to_leave() -> None:
         witness.note(message["type"])
         return ""
 
-    server = AgentRunServer(agent, config=ServerConfig(on_disconnect="continue"))
+    server = AgentRunServer(agent, config=ServerConfig(on_disconnect="continue", store_url=None))
     async with serve(server) as served:
         async with served.client() as client:
             await client.chat()

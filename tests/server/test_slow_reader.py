@@ -251,7 +251,7 @@ async def test_a_reader_that_comes_back_in_time_misses_nothing(kind: str, http: 
 async def test_a_run_that_may_outlive_its_client_is_not_held_back_by_it(kind: str, http: str) -> None:
     """With ``on_disconnect="continue"`` the connection is dropped, and the run goes on."""
     talker = Talker(pieces=TOO_MUCH // len(PIECE))
-    server = AgentRunServer(talker.agent(kind), config=ServerConfig(on_disconnect="continue"))
+    server = AgentRunServer(talker.agent(kind), config=ServerConfig(on_disconnect="continue", store_url=None))
     async with serve(server, http=http) as served:
         async with served.client(receive_buffer=4096) as client:
             await client.chat()

@@ -387,7 +387,7 @@ async def test_a_sync_agent_that_is_out_of_time_is_told_so() -> None:
 async def test_limits_hold_while_a_client_that_left_is_run_for() -> None:
     """With ``on_disconnect="continue"`` nobody is there to stop a run but the clock."""
     witness = Witness()
-    config = ServerConfig(on_disconnect="continue", run_timeout=60)
+    config = ServerConfig(on_disconnect="continue", store_url=None, run_timeout=60)
     server = AgentRunServer(ASYNC_STREAMS["async generator"](witness, 1), config=config)
     async with serve(server) as served:
         async with served.client() as client:
