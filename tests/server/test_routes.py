@@ -338,7 +338,7 @@ async def test_the_raw_request_knows_whether_the_client_is_there(on_disconnect: 
             await asyncio.sleep(0.001)
         witness.note("gone")
 
-    server = AgentRunServer(agent, config=ServerConfig(on_disconnect=on_disconnect))
+    server = AgentRunServer(agent, config=ServerConfig(on_disconnect=on_disconnect, store_url=None))
     async with serve(server, http=http) as served:
         async with served.client() as client:
             await client.chat()
