@@ -191,6 +191,8 @@ class ServerConfig:
     queue_timeout: float = _setting("queue_timeout", _float, 10.0)
     max_sync_threads: int = _setting("max_sync_threads", _int, 256)
     """Sync agents running at once; each has a thread of its own. More wait in the queue."""
+    max_websockets: int = _setting("max_websockets", _int, 1000)
+    """WebSockets of one process; each may run 16 responses at once."""
     drain_timeout: float = _setting("drain_timeout", _float, 30.0)
     """After SIGTERM, open answers may finish for this long."""
 
@@ -302,7 +304,7 @@ class ServerConfig:
         """Refuse values that cannot work, so that a typing slip shows at start and not under load."""
         for name in ("max_concurrent_runs", "max_sync_threads", "max_body_bytes", "max_header_bytes",
                      "max_header_count", "max_messages", "max_choices", "max_output_bytes",
-                     "max_background_runs"):  # fmt: skip
+                     "max_background_runs", "max_websockets"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1")
         for name in ("heartbeat_interval", "first_event_timeout", "run_timeout", "write_timeout",

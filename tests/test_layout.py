@@ -25,7 +25,6 @@ TESTED_BY = {
     "agentrun_server.server.http_cycle": ["server/test_http_protocol.py"],
     "agentrun_server.server.http_head": ["server/test_http_protocol.py"],
     "agentrun_server.server.http_refusal": ["server/test_http_protocol.py"],
-    "agentrun_server.server.openai_routes": ["server/test_app.py"],
     "agentrun_server.server.protocols": ["server/test_app.py"],
     "agentrun_server.server.services": ["server/test_app.py"],
     "agentrun_server.storage": ["storage/test_contract.py"],

@@ -315,6 +315,7 @@ _DESCRIPTIONS: Mapping[str, tuple[str, str, str]] = {
     "max_queued_runs": (_ADMISSION, "Requests that may wait for a place; more are answered 429.", "N"),
     "queue_timeout": (_ADMISSION, "Time a request may wait for a place.", "SECONDS"),
     "max_sync_threads": (_ADMISSION, "Sync agents running at once; each has a thread of its own.", "N"),
+    "max_websockets": (_ADMISSION, "WebSockets of one process.", "N"),
     "drain_timeout": (_ADMISSION, "After SIGTERM, open answers may finish for so long.", "SECONDS"),
     "max_body_bytes": (_REQUEST, "Largest request body.", "BYTES"),
     "body_timeout": (_REQUEST, "Time without progress in which a body must arrive.", "SECONDS"),

@@ -1,4 +1,4 @@
-"""Parts of OpenAPI descriptions, for ``/docs``. Requests are read by each protocol's `decode`; this only tells of them."""
+"""Parts of OpenAPI descriptions, for ``/docs``. Each protocol's `decode` reads requests; this only tells of them."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType

@@ -15,7 +15,6 @@ from agentrun_server.errors import APIError
 from agentrun_server.runs.execution import Execution, last_words
 from agentrun_server.runs.failure import agent_failure, without_retry
 from agentrun_server.runs.journal import Journal
-from agentrun_server.runs.relay import Relay
 from agentrun_server.runs.run import RunStatus, StopReason
 from agentrun_server.runs.script import Script
 
@@ -64,7 +63,7 @@ class Recording(Execution):
     ) -> None:
         super().__init__(config, request_id)
         self.script = script
-        self.journal: Journal | Relay
+        self.journal: Journal
         self.used = script.usage
         self.error: APIError | None = None
         """Why it failed, as its caller may know it."""

@@ -157,7 +157,10 @@ class AgentRunServer:
         services = Services(config, agents, self._admission, threads, self._sweeper, self._new_id, sessions)
         chat = ChatHandler(services, self._runs)
         self._agents = agents
-        self.agent_invoker = AgentInvoker(agents, threads, chat, self._admission)
+        served = openai if openai is not None and openai.config.enable else None
+        self._objects = Routes(() if served is None else served.prefixes)
+        self._add_objects(services)
+        self.agent_invoker = AgentInvoker(agents, threads, chat, self._objects, self._admission)
         self.probes: Mapping[str, ASGIApp] = {
             "/health": self._health,
             "/livez": self._health,
@@ -166,19 +169,15 @@ class AgentRunServer:
         self._routes: dict[str, tuple[str, ASGIApp]] = {path: ("GET", app) for path, app in self.probes.items()}
         self._routes[VERIFY_PATH] = ("GET", self._verify)
         self._model_paths: tuple[str, ...] = ()
-        self._objects = Routes(openai.prefixes if openai is not None else ())
         self._sockets: dict[str, ASGIApp] = {}
-        if openai is not None and openai.config.enable:
-            responses = ResponsesHandler(services, self._runs)
-            self._add_objects(services)
+        if served is not None:
             socket = ResponsesSocket(self, config, self.drain, self._new_id)
-            for prefix in openai.prefixes:
+            for prefix in served.prefixes:
                 self._add(f"{prefix}/chat/completions", "POST", chat)
-                self._add(f"{prefix}/responses", "POST", responses)
                 self._add(f"{prefix}/models", "GET", self._models)
                 self._sockets[f"{prefix}/responses"] = self._sockets[f"{prefix}/responses/"] = socket
-            self._model_paths = tuple(f"{prefix}/models/" for prefix in openai.prefixes)
-        self._serves_azure = openai is not None and openai.config.enable and openai.config.prefix is None
+            self._model_paths = tuple(f"{prefix}/models/" for prefix in served.prefixes)
+        self._serves_azure = served is not None and served.config.prefix is None
         self._stack = self._build_stack([*authentication(config), *middleware, *rate_limit(config)])
         self._app: FastAPI | None = None
         # Protocols of a user's own are FastAPI routers, and so is the documentation.
@@ -207,9 +206,11 @@ class AgentRunServer:
         return Sessions(runs.storage, turns, collection)
 
     def _add_objects(self, services: Services) -> None:
-        """Add the routes of what is stored."""
+        """Add the routes of responses, and of all else that is stored."""
         runs, routes = self._runs, self._objects
         storage = _nothing_stored if runs is None else runs.storage
+        responses = ResponsesHandler(services, runs)
+        routes.add("POST", "/responses", lambda _: responses)
         completions = Completions(services, storage)
         completions.add_to(routes)
         routes.add("GET", "/chat/completions", resource(completions.list_completions, services))

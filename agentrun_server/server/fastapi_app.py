@@ -34,13 +34,8 @@ def build_app(server: "AgentRunServer", protocols: Sequence[ProtocolHandler], in
         middleware=[Middleware(server.through_stack)],
     )
     for protocol in protocols:
-        router = protocol.as_fastapi_router(invoker)
-        if isinstance(protocol, OpenAIProtocolHandler):
-            if protocol.config.enable:
-                for i, prefix in enumerate(protocol.prefixes):
-                    app.include_router(router, prefix=prefix, include_in_schema=i == 0)
-        else:
-            app.include_router(router, prefix=protocol.get_prefix())
+        if not isinstance(protocol, OpenAIProtocolHandler) or protocol.config.enable:
+            app.include_router(protocol.as_fastapi_router(invoker), prefix=protocol.get_prefix())
     for path, handler in server.probes.items():
         app.add_api_route(path, delegate(handler), methods=["GET"], tags=["health"], name=path[1:])
     app.add_exception_handler(APIError, _on_api_error)

@@ -15,6 +15,7 @@ from agentrun_server.invoker.threads import Threads
 from agentrun_server.server.admission import Admission
 from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import ASGIApp
+from agentrun_server.server.routing import Routes
 
 if TYPE_CHECKING:
     from fastapi import APIRouter, Request, Response
@@ -32,17 +33,20 @@ caller: ContextVar[Any] = ContextVar("agentrun_server_caller", default=None)
 class AgentInvoker:
     """Runs the server's agents for protocols of a user's own."""
 
-    def __init__(self, agents: Agents, threads: Threads, chat: ASGIApp, admission: Admission) -> None:
+    def __init__(self, agents: Agents, threads: Threads, chat: ASGIApp, routes: Routes, admission: Admission) -> None:
         self.agents = agents
         self.chat = chat
         """Chat Completions as an ASGI app, for any path."""
+        self.routes = routes
+        """What else there is of the OpenAI API."""
         self._threads = threads
         self._admission = admission
 
     async def invoke_stream(self, request: AgentRequest) -> AsyncGenerator[str | TypedEvent, None]:
         """Run the agent that `request.model` names, or the first; yield what it says, piece by piece.
 
-        Close the generator (``aclosing``) to stop the agent.
+        Close the generator (``aclosing``) to stop the agent. `request.session` is None unless the
+        protocol has set it: it alone knows what names a conversation.
 
         Raises:
             APIError: there is no such agent, no place for another run, or the server is shutting down.
@@ -109,7 +113,7 @@ class BaseProtocolHandler(ProtocolHandler):
 
 
 class OpenAIProtocolHandler(BaseProtocolHandler):
-    """Chat Completions and the model list. Part of every server unless `protocols` leaves it out."""
+    """Chat Completions, Responses, conversations, models. Part of every server unless `protocols` leaves it out."""
 
     name = "openai_chat_completions"
 
@@ -133,4 +137,4 @@ class OpenAIProtocolHandler(BaseProtocolHandler):
         """Return the routes, documented. A server answers them itself, before FastAPI is asked."""
         from agentrun_server.server.openai_routes import openai_router
 
-        return openai_router(agent_invoker.chat, agent_invoker.agents)
+        return openai_router(agent_invoker.chat, agent_invoker.agents, agent_invoker.routes)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any, Final, Protocol
+from typing import Final
 
 from agentrun_server.errors import APIError
 from agentrun_server.runs.entry import OPEN
@@ -13,34 +13,22 @@ from agentrun_server.server.attachment import Attachment
 from agentrun_server.server.handler import RunHandler
 from agentrun_server.storage.contracts import Record
 
-__all__ = ["REPLAYED", "Asker", "RecordedHandler", "error_of"]
+__all__ = ["REPLAYED", "RecordedHandler", "error_of"]
 
 REPLAYED: Final = ((b"idempotent-replayed", b"true"),)
-
-
-class Asker(Protocol):
-    """Who asks for a run."""
-
-    request_id: str
-    meter: dict[str, Any] | None
-    """Where a rate limit in front wants to read what the run cost."""
-
-    def watch(self) -> None:
-        """Look from now on whether the answer is still wanted."""
-        ...
 
 
 class RecordedHandler(RunHandler):
     """Answers requests whose run may be a `Recording`."""
 
-    async def _take_place(self, asker: Asker, recording: Recording) -> None:
+    async def _take_place(self, attachment: Attachment, recording: Recording) -> None:
         """Wait for a place for a run.
 
         Raises:
             APIError: there is none, or the server is shutting down.
         """
         if not self._admission.try_enter():
-            asker.watch()
+            attachment.watch()
             await self._admission.enter()
         recording.enter(self._admission.leave)
 

@@ -7,29 +7,23 @@ anybody else who comes later.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from agentrun_server.core.request import Headers
 from agentrun_server.errors import APIError, TooManyRequestsError
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.protocols.openai_responses.encode import DONE, ResponseEncoder
-from agentrun_server.runs.entry import RecordEntry
 from agentrun_server.runs.idempotency import Claim, read_claim
 from agentrun_server.runs.pump import Silent, pump
-from agentrun_server.runs.recording import Recording
-from agentrun_server.runs.registry import Runs, storage_lost
-from agentrun_server.runs.relay import Relay
-from agentrun_server.runs.run import RunStatus, StopReason
-from agentrun_server.runs.script import ResponseScript
+from agentrun_server.runs.registry import Runs
+from agentrun_server.runs.run import RunStatus
 from agentrun_server.runs.turns import ConversationLockedError
 from agentrun_server.server.asgi import Scope
 from agentrun_server.server.attachment import Attachment
 from agentrun_server.server.handler import check_media_type, prompt_tokens, raw_request
 from agentrun_server.server.question import Question, QuestionReader, conversation_not_found
-from agentrun_server.server.recorded import REPLAYED, Asker, RecordedHandler
+from agentrun_server.server.recorded import REPLAYED, RecordedHandler
 from agentrun_server.server.request_session import open_session
 from agentrun_server.server.response_runs import (
     ResponseRun,
@@ -114,7 +108,9 @@ class ResponsesHandler(RecordedHandler):
 
     # --- stored
 
-    async def _begin(self, asker: Asker, runs: Runs, question: Question, claim: Claim | None) -> ResponseRun | Record:
+    async def _begin(
+        self, attachment: Attachment, runs: Runs, question: Question, claim: Claim | None
+    ) -> ResponseRun | Record:
         """Start the run; or return the record of the one that this request asked for before."""
         storage = await runs.storage()
         conversation = question.call.conversation
@@ -125,7 +121,7 @@ class ResponsesHandler(RecordedHandler):
             identity = self._new_id("resp_")
             if conversation is None:
                 try:
-                    return await self._start(asker, storage, runs, question, identity, claim)
+                    return await self._start(attachment, storage, runs, question, identity, claim)
                 except ConflictError:
                     if claim is None:
                         raise
@@ -137,7 +133,7 @@ class ResponsesHandler(RecordedHandler):
             try:
                 # What was said while this turn waited comes before it.
                 question = await self._questions.with_context(question)
-                run = await self._start(asker, storage, runs, question, identity, claim)
+                run = await self._start(attachment, storage, runs, question, identity, claim)
                 started = True
                 return run
             except ConflictError:
@@ -173,7 +169,7 @@ class ResponsesHandler(RecordedHandler):
 
     async def _start(
         self,
-        asker: Asker,
+        attachment: Attachment,
         storage: Storage,
         runs: Runs,
         question: Question,
@@ -190,15 +186,15 @@ class ResponsesHandler(RecordedHandler):
         assert self._kind is not None, "there is a storage"
         background = question.call.background
         turn = runs.turns.holder(identity) if question.call.conversation is not None else ""
-        run = self._kind.make(question, identity, claim, turn, asker.request_id)
+        run = self._kind.make(question, identity, claim, turn, attachment.request_id)
         recording = run.recording
-        recording.meter = asker.meter
+        recording.meter = attachment.meter
         journal = runs.journal(storage, run.entry, recording, keep_events=run.entry.body["streamed"])
         if background:
             self._check_background(runs)
             await journal.begin(RunStatus.QUEUED, recording.script.open())
         else:
-            await self._take_place(asker, recording)
+            await self._take_place(attachment, recording)
             if claim is not None or turn:
                 try:
                     await journal.begin(RunStatus.IN_PROGRESS)
@@ -255,74 +251,6 @@ class ResponsesHandler(RecordedHandler):
             encode_error=encode_error,
             whole=lambda ended: dumps(response_of(ended)),
         )
-
-    # --- for those who read events otherwise
-
-    async def events(self, body: bytes, headers: Headers, principal: Any, asker: Asker) -> AsyncGenerator[bytes, None]:
-        """Run what `body` asks for and yield its events, several at a time, without ``[DONE]``.
-
-        To close the generator is to leave: a run that is not in the background is stopped.
-
-        Raises:
-            APIError: the answer to a request would have that status.
-            StorageError: nothing can be stored now.
-        """
-        question = await self._questions.read(body, headers, principal, asker.request_id)
-        claim: Claim | None = None
-        if self._runs is not None and question.call.store:
-            claim = read_claim(headers, question.owner, "responses", body, self._config.idempotency_ttl)
-            begun = await self._begin(asker, self._runs, question, claim)
-            if isinstance(begun, Record):
-                async with aclosing(self._runs.follow(begun, -1)) as batches:
-                    async for batch in batches:
-                        yield b"".join(batch)
-                return
-            recording, task = begun.recording, None
-        else:
-            recording = await self._relayed(asker, question)
-            task = asyncio.create_task(recording.execute())
-        recording.attended = True
-        sent = False
-        try:
-            async with aclosing(recording.journal.follow()) as batches:
-                async for batch in batches:
-                    sent = True
-                    yield b"".join(batch)
-            if not sent or not recording.journal.settled:
-                raise recording.error or storage_lost()
-        finally:
-            recording.attended = False
-            recording.count()
-            if not question.call.background and claim is None:
-                recording.stop(StopReason.DISCONNECTED)
-            if task is not None:
-                await asyncio.wait([task], timeout=self._config.cancel_grace)  # then the sweeper gives it up
-                self._sweeper.discard(recording)
-
-    async def _relayed(self, asker: Asker, question: Question) -> Recording:
-        """Return the run of a response that is not stored."""
-        call, request = question.call, question.call.request
-        encoder = ResponseEncoder(
-            call,
-            self._settings,
-            self._new_id,
-            id=self._new_id("resp_"),
-            created_at=int(time.time()),
-            prompt_tokens=partial(prompt_tokens, request),
-        )
-        script = ResponseScript(
-            encoder,
-            partial(question.agent.open, request, self._threads),
-            prompt_tokens=partial(prompt_tokens, request),
-            clock=time.time,
-            body=dict,
-        )
-        recording = Recording(self._config, asker.request_id, script)
-        recording.request, recording.meter = request, asker.meter
-        recording.journal = Relay(RecordEntry(kind="response", id=asker.request_id, owner=question.owner))
-        await self._take_place(asker, recording)
-        self._sweeper.add(recording)
-        return recording
 
 
 def _status(encoder: ResponseEncoder) -> RunStatus:

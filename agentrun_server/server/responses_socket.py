@@ -104,7 +104,7 @@ class ResponsesSocket:
         self.config = config
         self.drain = drain
         self.new_id = new_id
-        self.limits = limits or SocketLimits()
+        self.limits = limits or SocketLimits(max_connections=config.max_websockets)
         self.contexts = Contexts(self.limits.max_context_bytes, config.max_body_bytes)
         self.open: set[_Connection] = set()
 

@@ -122,7 +122,6 @@ class WebSocketProtocol(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._denial: list[bytes] = []
-        self._has_ended = False  # our side
 
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -273,7 +272,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def _fail_as_parsed(self) -> None:
         """End the connection for a frame that may not be; the parser has written why."""
         close = self._frames.close_sent
-        self._refuse(type(self._frames.parser_exc).__name__, _ABNORMAL if close is None else close.code)
+        self._refuse(type(self._frames.parser_exc).__name__, _ABNORMAL if close is None else int(close.code))
 
     def _fail(self, code: int, reason: str) -> None:
         """End the connection for what the parser lets pass."""
@@ -309,7 +308,6 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         stood_still = self._loop.time() - self._paused_at
         self._paused_at = None
-        self._heard_at += stood_still
         if self._begun_at is not None:
             self._begun_at += stood_still
         if self._pinged_at is not None:
@@ -440,8 +438,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Send a close frame, and wait for the client's."""
         if self._phase is not Phase.OPEN:
             return
-        if self._frames.state is OPEN:  # else the client was faster, within one read
-            self._frames.send_close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
+        self._frames.send_close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
         self._write_frames()
         self._drop_messages()
         self._finish_reading(code, reason)
@@ -470,9 +467,8 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _half_close(self) -> None:
         """End our side; the other one is closed when the client has seen that, or does not care to."""
-        if self._has_ended or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        self._has_ended = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:

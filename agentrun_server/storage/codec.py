@@ -2,19 +2,33 @@
 
 Bodies are stored as JSON in ASCII, in a column of text that the database does not look into: a model may say NUL or
 half of a surrogate pair, which databases refuse. So lists are filtered by members of the body here, batch by batch.
+A page of a list has a bound in bytes too (`PAGE_BYTES`): a hundred bodies may be a gigabyte.
 """
 
 import json
 import struct
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, assert_never
 
-from agentrun_server.storage.contracts import AppendEvents, Change, Create, Delete, Page, Record, Update
+from agentrun_server.storage.contracts import AppendEvents, Change, Create, Delete, Event, Page, Record, Update
 
-__all__ = ["check_text", "dump_body", "encode", "fill_page", "is_text", "load_body", "pack", "unpack"]
+__all__ = [
+    "PAGE_BYTES",
+    "check_text",
+    "dump_body",
+    "encode",
+    "fill_page",
+    "first_events",
+    "is_text",
+    "load_body",
+    "pack",
+    "unpack",
+]
 
 _LENGTH: Final = struct.Struct(">I")
 _BATCH: Final = 100
+PAGE_BYTES: Final = 8 * 1024 * 1024
+"""Bytes of bodies behind which a page ends."""
 
 
 def dump_body(body: Mapping[str, Any]) -> str:
@@ -41,6 +55,20 @@ def unpack(piece: bytes) -> Iterator[bytes]:
         position += _LENGTH.size
         yield piece[position : position + length]
         position += length
+
+
+def first_events(pieces: Iterable[tuple[int, bytes]], after: int, limit: int, max_bytes: int | None) -> list[Event]:
+    """Return the events of numbered `pieces` behind the number `after`, in the bounds of `Store.events`."""
+    found: list[Event] = []
+    size = 0
+    for first, piece in pieces:
+        for number, data in enumerate(unpack(piece), first):
+            if len(found) >= limit or (max_bytes is not None and size >= max_bytes):
+                return found
+            if number > after:
+                found.append(Event(number, data))
+                size += len(data)
+    return found
 
 
 def is_text(*texts: str | None) -> bool:
@@ -91,17 +119,26 @@ def encode(change: Change) -> Any:
 async def fill_page(
     read: Callable[[int, int], Awaitable[Sequence[Record]]], position: int, limit: int, fields: Mapping[str, str]
 ) -> Page:
-    """Return the first `limit` records behind `position` whose body has `fields`.
+    """Return the first records behind `position` whose body has `fields`: `limit`, or fewer that are large.
 
-    ``read(position, count)`` returns at most `count` records behind a position, in the order of the list.
+    ``read(position, count)`` returns `count` records behind a position, in the order of the list: fewer when no more
+    are there, or behind the one with which their bodies reach `PAGE_BYTES`.
     """
-    count = max(limit + 1, _BATCH) if fields else limit + 1
     found: list[Record] = []
+    size = 0
     while True:
+        # One more than is wanted tells whether more follow.
+        count = 1 if size >= PAGE_BYTES else limit + 1 - len(found)
+        count = max(count, _BATCH) if fields else count
         records = await read(position, count)
-        found += [record for record in records if _has(record.body, fields)]
-        if len(found) > limit or len(records) < count:
-            return Page(found[:limit], len(found) > limit)
+        for record in records:
+            if _has(record.body, fields):
+                if len(found) == limit or size >= PAGE_BYTES:
+                    return Page(found, True)
+                found.append(record)
+                size += record.size
+        if len(records) < count and sum(record.size for record in records) < PAGE_BYTES:
+            return Page(found, False)
         position = records[-1].position
 
 

@@ -13,7 +13,7 @@ surrogates: to write anything else is a `ValueError`, and to ask for it finds no
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 from agentrun_server.errors import AgentRunServerError
@@ -79,6 +79,8 @@ class Record:
     """Set by the store: 1 at first, then one more with each update."""
     position: int = 0
     """Set by the store: grows with each record that is created; lists are sorted by it."""
+    size: int = field(default=0, compare=False)
+    """Set by the store: bytes of the body, as it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,9 @@ class Store(Protocol):
     ) -> Page:
         """Return records by position, those behind the id `after`.
 
+        There are `limit` at most, and fewer when their bodies are large: a page ends behind some megabytes of them, so
+        `has_more` tells whether these were all.
+
         `fields` are members of the body that must be equal: ``{"model": "m", "metadata.topic": "x"}``. What is behind
         the first dot is one name. No index helps: bodies are read until the page is full.
 
@@ -192,8 +197,13 @@ class Store(Protocol):
         """
         ...
 
-    async def events(self, run: str, after: int = -1, limit: int = 1000) -> Sequence[Event]:
-        """Return the events of a run with numbers greater than `after`."""
+    async def events(
+        self, run: str, after: int = -1, limit: int = 1000, *, max_bytes: int | None = None
+    ) -> Sequence[Event]:
+        """Return the events of a run with numbers greater than `after`.
+
+        There are `limit` at most, and with `max_bytes` fewer when that many bytes are reached; none when none is left.
+        """
         ...
 
     async def sweep(self, limit: int = 500) -> int:

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from types import MappingProxyType
 from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
 
-from agentrun_server.storage.codec import check_text, encode, fill_page, is_text, load_body, unpack
+from agentrun_server.storage.codec import PAGE_BYTES, check_text, encode, fill_page, first_events, is_text, load_body
 from agentrun_server.storage.contracts import (
     AppendEvents,
     Change,
@@ -263,7 +263,13 @@ class PostgresStore:
         behind = (
             f"position > ${last} ORDER BY position" if order == "asc" else f"position < ${last} ORDER BY position DESC"
         )
-        query = f"SELECT {_COLUMNS} FROM records WHERE {where} AND {behind} LIMIT ${last + 1}"  # noqa: S608
+        page = f"SELECT {_COLUMNS} FROM records WHERE {where} AND {behind} LIMIT ${last + 1}"  # noqa: S608
+        # Up to the one with which the bodies reach the bound: what they have in bytes is known without reading them.
+        sized = f"SELECT *, sum(octet_length(body)) OVER (ORDER BY position {order}) AS reached FROM ({page}) AS page"  # noqa: S608
+        query = (
+            f"SELECT {_COLUMNS} FROM ({sized}) AS sized"  # noqa: S608 - the words are ours
+            f" WHERE reached - octet_length(body) < {PAGE_BYTES} ORDER BY position {order}"
+        )
 
         async def read(position: int, count: int) -> Sequence[Record]:
             async with self._connection() as connection:
@@ -271,23 +277,25 @@ class PostgresStore:
 
         return await fill_page(read, beginning, limit, fields)
 
-    async def events(self, run: str, after: int = -1, limit: int = 1000) -> Sequence[Event]:
+    async def events(
+        self, run: str, after: int = -1, limit: int = 1000, *, max_bytes: int | None = None
+    ) -> Sequence[Event]:
         """Return the events of a run with numbers greater than `after`."""
-        found: list[Event] = []
         if not is_text(run):
-            return found
+            return []
         async with self._connection() as connection:
             # From the piece in which the next event stands to that of the last one.
             rows = await connection.fetch(
-                "SELECT first, data FROM events WHERE run = $1 AND first <= $3 AND first >= coalesce("
-                "(SELECT max(first) FROM events WHERE run = $1 AND first <= $2), 0) ORDER BY first",
+                "SELECT first, data FROM (SELECT first, data, sum(octet_length(data)) OVER (ORDER BY first) AS reached"
+                " FROM events WHERE run = $1 AND first <= $3 AND first >= coalesce("
+                "(SELECT max(first) FROM events WHERE run = $1 AND first <= $2), 0)) AS pieces"
+                " WHERE $4::bigint IS NULL OR reached - octet_length(data) < $4 ORDER BY first",
                 run,
                 after + 1,
                 after + limit,
+                max_bytes,
             )
-        for first, data in rows:
-            found += [Event(number, piece) for number, piece in enumerate(unpack(data), first) if number > after]
-        return found[:limit]
+        return first_events(rows, after, limit, max_bytes)
 
     async def sweep(self, limit: int = 500) -> int:
         """Delete records that have expired, with what belongs to them; return how many."""
@@ -491,4 +499,4 @@ async def _measure(connection: Connection, table: str, row: str) -> int:
 
 def _record(row: Mapping[str, Any]) -> Record:
     values = dict(row)
-    return Record(**{**values, "body": load_body(values["body"])})
+    return Record(**{**values, "body": load_body(values["body"]), "size": len(values["body"])})

@@ -32,7 +32,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
 
-from agentrun_server.storage.codec import check_text, encode, fill_page, is_text, load_body, unpack
+from agentrun_server.storage.codec import PAGE_BYTES, check_text, encode, fill_page, first_events, is_text, load_body
 from agentrun_server.storage.contracts import (
     AppendEvents,
     Change,
@@ -66,8 +66,10 @@ _CHECKPOINT_WAIT: Final = 0.1
 _REWRITE_BYTES: Final = 64 * 1024 * 1024
 """Size up to which a file is rewritten after deletions: in half a second or so, and in as much memory."""
 _REWRITE_PAUSE: Final = 3600.0
-_TURN_WAIT: Final = 5.0
-"""Seconds that a commit waits for other processes."""
+_TURN_WAIT: Final = 4.0
+"""Seconds that a commit waits for other processes, from when it was asked for."""
+_SHORT_TURN_WAIT: Final = 0.1
+"""The same for one that has waited so long for commits of its own process."""
 _TURN_LOOK: Final = 0.0005
 _TURN_GAP: Final = 0.001
 """Seconds in which other processes get their turn when there is always more to write; they look more often."""
@@ -189,8 +191,9 @@ class SQLiteStore:
 
     def _commit_together(self, connection: sqlite3.Connection, jobs: "Sequence[_Job]") -> None:
         """Do `jobs` in one transaction; each that fails is undone by itself."""
+        oldest = min(job.since for job in jobs)
         try:
-            with self._turn():
+            with self._turn(max(oldest + _TURN_WAIT, time.monotonic() + _SHORT_TURN_WAIT)):
                 connection.execute("BEGIN IMMEDIATE")
                 for job in jobs:
                     self._do(connection, job)
@@ -203,7 +206,8 @@ class SQLiteStore:
             if not self._failing:
                 self._failing = True
                 logger.error("the store cannot be written", extra={"path": str(self._path), "reason": str(exc)})
-            self._checkpoint(connection)  # when the disk is full: what fits into the file frees room
+            if not isinstance(exc, TimeoutError):  # another process has its turn all the time
+                self._checkpoint(connection)  # when the disk is full: what fits into the file frees room
         else:
             if self._failing:
                 self._failing = False
@@ -236,9 +240,13 @@ class SQLiteStore:
         connection.close()
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Keep other processes from writing meanwhile."""
-        deadline = time.monotonic() + _TURN_WAIT
+    def _turn(self, deadline: float | None = None) -> Iterator[None]:
+        """Keep other processes from writing meanwhile.
+
+        Raises:
+            TimeoutError: the turn did not come until `deadline`.
+        """
+        deadline = time.monotonic() + _TURN_WAIT if deadline is None else deadline
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -379,7 +387,16 @@ class SQLiteStore:
 
         async def read(position: int, count: int) -> Sequence[Record]:
             def work(connection: sqlite3.Connection) -> Sequence[Record]:
-                return [_record(row) for row in connection.execute(statement, (*values, position, count)).fetchall()]
+                records: list[Record] = []
+                size = 0
+                rows = connection.execute(statement, (*values, position, count))
+                for row in rows:
+                    records.append(_record(row))
+                    size += records[-1].size
+                    if size >= PAGE_BYTES:
+                        break
+                rows.close()
+                return records
 
             return await self._ask(self._reads, work)
 
@@ -397,7 +414,9 @@ class SQLiteStore:
 
         return await self._ask(self._reads, work)
 
-    async def events(self, run: str, after: int = -1, limit: int = 1000) -> Sequence[Event]:
+    async def events(
+        self, run: str, after: int = -1, limit: int = 1000, *, max_bytes: int | None = None
+    ) -> Sequence[Event]:
         """Return the events of a run with numbers greater than `after`."""
         if not is_text(run):
             return []
@@ -409,14 +428,9 @@ class SQLiteStore:
                 "(SELECT max(first) FROM events WHERE run = ?1 AND first <= ?2), 0) ORDER BY first LIMIT ?3",
                 (run, after + 1, limit + 1),
             )
-            found: list[Event] = []
-            for first, data in rows:
-                pieces = enumerate(unpack(data), first)
-                found += [Event(number, piece) for number, piece in pieces if number > after]
-                if len(found) >= limit:
-                    break
+            found = first_events(rows, after, limit, max_bytes)
             rows.close()
-            return found[:limit]
+            return found
 
         return await self._ask(self._reads, work)
 
@@ -530,11 +544,12 @@ class SQLiteStore:
 class _Job:
     """Something that a thread does for a task, which may be gone when it is done."""
 
-    __slots__ = ("error", "future", "result", "work")
+    __slots__ = ("error", "future", "result", "since", "work")
 
     def __init__(self, work: Callable[[sqlite3.Connection], Any], future: "asyncio.Future[Any]") -> None:
         self.work = work
         self.future = future
+        self.since = time.monotonic()
         self.result: Any = None
         self.error: Exception | None = None
 
@@ -648,5 +663,5 @@ def _record(row: tuple[Any, ...]) -> Record:
     position, kind, identity, owner, parent, status, body, created_at, expires_at, version = row
     return Record(
         kind=kind, id=identity, owner=owner, parent=parent, status=status, body=load_body(body),
-        created_at=created_at, expires_at=expires_at, version=version, position=position,
+        created_at=created_at, expires_at=expires_at, version=version, position=position, size=len(body),
     )  # fmt: skip

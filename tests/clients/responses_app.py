@@ -7,10 +7,10 @@ The tests start it as ``uvicorn tests.clients.responses_app:server``. What the a
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from agentrun_server import AgentRequest, AgentRunServer, TypedEvent, events
+from agentrun_server import AgentRequest, AgentRunServer, events
 from agentrun_server.core.messages import Message
 from tests.clients import agents_app
-from tests.clients.agents_app import Events, tool_answers
+from tests.clients.agents_app import Events
 from tests.clients.ledger import entry_of
 
 

@@ -229,21 +229,24 @@ _ONE_STREAM = "its one streaming interface is what the other scenarios drive"
 _ASYNC = "is async throughout"
 _NO_SESSIONS = "has no sessions of its own"
 _NO_HEADERS = "does not hand out the response's headers"
-_NO_OTHER_CALLS = "makes responses, and calls no other route"
+_NO_OTHER_CALLS = "has no call for it"
 _NO_BACKGROUND = "does not wait for what runs in the background"
 _NO_ECHO = "does not show what a response repeats"
 _IN_FULL = "sends items in full"
 _NO_ROLES = "does not show the role"
 _ONE_CONTEXT = "does not send two contexts"
 
-_SESSIONS: Mapping[str, str] = dict.fromkeys(("client_tool_by_session", "turns_by_session", "session_items"), _NO_SESSIONS)
-_BACKGROUND = ("background", "background_streamed")
+_SESSIONS: Mapping[str, str] = {
+    "client_tool_by_session": _NO_SESSIONS,
+    "turns_by_session": _NO_SESSIONS,
+    "session_items": _NO_SESSIONS,
+}
+_BACKGROUND_ENDS = ("background_cancelled", "background_failed")
 _OTHER_CALLS = (
     "conversation_items",
     "background_resumed",
     "background_resumed_by_helper",
-    "background_cancelled",
-    "background_failed",
+    *_BACKGROUND_ENDS,
     "retrieved",
     "replayed",
     "input_items",
@@ -253,6 +256,10 @@ _OTHER_CALLS = (
 _FRAMEWORK_LACKS: Mapping[str, str] = {"stream_helper": _ONE_STREAM, **dict.fromkeys(_OTHER_CALLS, _NO_OTHER_CALLS)}
 _REFERENCES = ("client_tool_by_reference", "turns_by_reference", "unknown_reference")
 _BROKEN_STREAMS = ("fail_mid_streamed", "fail_late_streamed", "fail_unstored_streamed", "give_up_streamed")
+_PIECES_ALONE: tuple[str, Mapping[str, Any]] = (
+    "does not show the events themselves",
+    {"begins": HIDDEN, "ends": HIDDEN},
+)
 _LITTLE: tuple[str, Mapping[str, Any]] = (
     "shows of what a response repeats the model and the metadata",
     {"instructions": HIDDEN, "temperature": HIDDEN, "max_output_tokens": HIDDEN},
@@ -281,10 +288,10 @@ _AI_SDK = Client(
     lacks={
         **_FRAMEWORK_LACKS,
         **_SESSIONS,
-        **dict.fromkeys(_BACKGROUND, _NO_BACKGROUND),
+        "background": "cannot ask for it",
+        "background_streamed": "cannot ask for it",
         "streamed_async": _ASYNC,
         "echoed": _NO_ECHO,
-        "client_tool_by_previous_id": "sends all messages of a tool loop, also what a previous response holds",
         "client_tool_by_reference": "sends calls of its own tools in full",
         "turns_by_items": "names stored items by their ids (turns_by_reference)",
         "turns_compacted": _NO_OTHER_CALLS,
@@ -306,6 +313,7 @@ _AI_SDK = Client(
             (
                 "client_tool",
                 "client_tool_streamed",
+                "client_tool_by_previous_id",
                 "client_tool_by_conversation",
                 "two_tools",
                 "two_tools_streamed",
@@ -354,12 +362,11 @@ CLIENTS: Final[Mapping[str, Client]] = {
         hides={"role": _NO_ROLES},
         lacks={
             **_FRAMEWORK_LACKS,
-            **dict.fromkeys(_BACKGROUND, _NO_BACKGROUND),
             "streamed_async": _ASYNC,
             "echoed": _NO_ECHO,
             "client_tool_by_reference": _IN_FULL,
             "turns_by_reference": _IN_FULL,
-            "turns_by_items_unstored": "sends the same as in turns_by_items",
+            "background": _NO_BACKGROUND,
             "two_contexts": _ONE_CONTEXT,
             "headers": _NO_HEADERS,
         },
@@ -392,11 +399,13 @@ CLIENTS: Final[Mapping[str, Client]] = {
         },
         hides={"role": _NO_ROLES, "request_id": "its errors hold the body of an answer, not the headers"},
         lacks={
-            **_FRAMEWORK_LACKS,
+            **{row: reason for row, reason in _FRAMEWORK_LACKS.items() if row not in _BACKGROUND_ENDS},
             **_SESSIONS,
             **dict.fromkeys(_REFERENCES, _IN_FULL),
             "streamed_async": _ASYNC,
             "echoed": _NO_ECHO,
+            "background_resumed": "resumes what broke, by itself, and not what was left",
+            "background_resumed_by_helper": "resumes what broke, by itself, and not what was left",
             "custom_tool": "does not know custom tools",
             "custom_tool_streamed": "does not know custom tools",
             "turns_compacted": "compacts what an OpenAI model said, by itself",
@@ -433,7 +442,9 @@ CLIENTS: Final[Mapping[str, Client]] = {
                 },
             ),
             "background": ("shows the end alone", {"first": HIDDEN}),
-            "background_streamed": ("does not show the events themselves", {"begins": HIDDEN, "ends": HIDDEN}),
+            "background_streamed": _PIECES_ALONE,
+            "background_cancelled": ("cancels what it reads, and has its own word for it", {"finish": HIDDEN}),
+            "background_failed": ("raises an error that names the code", {"finish": HIDDEN}),
         },
     ),
     "langchain": Client(
@@ -444,12 +455,13 @@ CLIENTS: Final[Mapping[str, Client]] = {
         lacks={
             **_FRAMEWORK_LACKS,
             **_SESSIONS,
-            **dict.fromkeys(_BACKGROUND, _NO_BACKGROUND),
+            "background": _NO_BACKGROUND,
             **dict.fromkeys(_REFERENCES, _IN_FULL),
             "turns_compacted": _NO_OTHER_CALLS,
         },
         differs={
             "echoed": _LITTLE,
+            "background_streamed": _PIECES_ALONE,
             "turns_by_items_unstored": (
                 "sends no reasoning without encrypted content",
                 {"heard": [line for line in _HEARD if line != _THOUGHT]},
@@ -465,7 +477,7 @@ CLIENTS: Final[Mapping[str, Client]] = {
         lacks={
             **_FRAMEWORK_LACKS,
             **_SESSIONS,
-            **dict.fromkeys(_BACKGROUND, _NO_BACKGROUND),
+            "background": _NO_BACKGROUND,
             **dict.fromkeys(_REFERENCES, _IN_FULL),
             "streamed_async": _ASYNC,
             "turns_compacted": _NO_OTHER_CALLS,
@@ -473,6 +485,7 @@ CLIENTS: Final[Mapping[str, Client]] = {
         },
         differs={
             "echoed": _LITTLE,
+            "background_streamed": _PIECES_ALONE,
             "server_tool_streamed": (
                 "joins the messages of a streamed response",
                 {"texts": ["Let me look. I found 3 hits."]},

@@ -6,9 +6,9 @@ python -m tests.clients.table     # write them anew
 from pathlib import Path
 from typing import Final
 
+from tests.clients.cells import HIDDEN, Client, Table
 from tests.clients.expected import CHAT
 from tests.clients.responses_expected import RESPONSES
-from tests.clients.cells import HIDDEN, Client, Table
 
 README: Final = Path(__file__).with_name("README.md")
 BEGIN: Final = "<!-- written by tests/clients/table.py -->\n"
@@ -27,7 +27,10 @@ def _table(table: Table) -> str:
     lines = [
         f"| | {' | '.join(clients)} |",
         f"|---|{'---|' * len(clients)}",
-        *(f"| {scenario} | {' | '.join(_cell(c, scenario) for c in clients.values())} |" for scenario in table.scenarios),
+        *(
+            f"| {scenario} | {' | '.join(_cell(c, scenario) for c in clients.values())} |"
+            for scenario in table.scenarios
+        ),
         "",
     ]
     for name, client in clients.items():

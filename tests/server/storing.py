@@ -16,7 +16,7 @@ from agentrun_server import AgentRequest, AgentRunServer, ServerConfig
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
 from agentrun_server.server.front import Entry
 from agentrun_server.storage.contracts import Record, Store
-from tests.support.clock import within
+from tests.support.clock import eventually, within
 from tests.support.raw_client import RawClient, Response
 from tests.support.response_stream import ResponseStream
 from tests.support.serve import Served, serve
@@ -166,6 +166,22 @@ class Api:
                 if found["status"] not in ("queued", "in_progress"):
                     return found
                 await asyncio.sleep(0.005)
+
+    async def stored(self, kind: str = "response") -> list[Record]:
+        """Return all records of a kind."""
+        return list((await (await self.store()).list(kind, None, limit=100)).records)
+
+    async def quiet(self) -> None:
+        """Wait until nothing is open any more: no request, no run, no place that is taken."""
+        server, runs = self.server, self.server._runs
+
+        def check() -> None:
+            assert not server._sweeper.active
+            assert not server._admission.running
+            assert not self.served.requests
+            assert runs is None or not runs.local
+
+        await eventually(check)
 
     async def aclose(self) -> None:
         """Close the clients."""

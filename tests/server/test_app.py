@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ from agentrun_server import (
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
 from tests.support.agents import ASYNC_STREAMS, Witness
 from tests.support.chat_oracle import check_chat_stream, check_completion
+from tests.support.raw_client import Headers
 from tests.support.raw_client import Response as Answer
+from tests.support.responses_oracle import check_response, check_response_stream
 from tests.support.serve import Served, serve
 
 
@@ -105,6 +108,73 @@ async def chats(served: Served, prefix: str = "/v1") -> None:
     assert [model["id"] for model in models.json()["data"]] == ["agentrun"]
 
 
+async def responds(served: Served, prefix: str = "/v1", headers: Headers = ()) -> None:
+    """See that responses and conversations work under `prefix`, from the first request to the last."""
+
+    async def ask(method: str, path: str, body: Any = None, *, status: int = 200) -> Answer:
+        data = None if body is None else json.dumps(body).encode()
+        answer = await served.ask(method, prefix + path, data, headers)
+        assert answer.status == status, (method, path, answer)
+        assert answer.header("x-request-id"), path
+        return answer
+
+    conversation = (await ask("POST", "/conversations", {"metadata": {"topic": "greetings"}})).json()["id"]
+    whole = (await ask("POST", "/responses", {"model": "m", "input": "hi", "conversation": conversation})).json()
+    check_response(whole)
+    streamed = await ask("POST", "/responses", {"model": "m", "input": "ho", "stream": True})
+    parsed = check_response_stream(streamed.body)
+    assert (whole["output"][0]["content"][0]["text"], parsed.text) == ("hi", "ho")
+
+    one = f"/responses/{parsed.response['id']}"
+    assert (await ask("GET", one)).json() == parsed.response
+    rest = await ask("GET", f"{one}?stream=true&starting_after=2")
+    assert rest.body == streamed.body[streamed.body.index(b"event: response.content_part.added") :]
+    (question,) = (await ask("GET", f"{one}/input_items")).json()["data"]
+    assert question["content"][0]["text"] == "ho"
+    assert (await ask("POST", f"{one}/cancel", status=400)).error()["param"] == "response_id"
+    assert (await ask("DELETE", one)).json()["deleted"] is True
+    assert (await ask("GET", one, status=404)).error()["code"] == "response_not_found"
+
+    queued = (await ask("POST", "/responses", {"model": "m", "input": "hu", "background": True})).json()
+    ended = check_response_stream((await ask("GET", f"/responses/{queued['id']}?stream=true")).body)
+    assert (queued["status"], ended.text) == ("queued", "hu")
+    assert (await ask("POST", f"/responses/{queued['id']}/cancel")).json()["status"] == "completed"
+
+    question = {"model": "m", "input": "twelve letters"}
+    assert (await ask("POST", "/responses/input_tokens", question)).json()["input_tokens"] > 0
+    (summary,) = (await ask("POST", "/responses/compact", question)).json()["output"]
+    assert summary["type"] == "compaction"
+
+    one = f"/conversations/{conversation}"
+    said = (await ask("GET", f"{one}/items?order=asc")).json()["data"]
+    assert [item["role"] for item in said] == ["user", "assistant"]
+    assert (await ask("GET", f"{one}/items/{said[0]['id']}")).json() == said[0]
+    assert (await ask("DELETE", f"{one}/items/{said[0]['id']}")).json()["id"] == conversation
+    await ask("POST", f"{one}/items", {"items": [{"role": "user", "content": "again"}]})
+    assert (await ask("POST", one, {"metadata": {"topic": "partings"}})).json()["metadata"] == {"topic": "partings"}
+    assert (await ask("DELETE", one)).json()["deleted"] is True
+    assert (await ask("GET", one, status=404)).error()["code"] == "conversation_not_found"
+
+
+async def stores_chats(served: Served, prefix: str = "/v1") -> None:
+    """See that chat completions are stored under `prefix` and found there."""
+
+    async def ask(method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        answer = await served.ask(method, f"{prefix}/chat/completions{path}", data)
+        assert answer.status == 200, (method, path, answer)
+        return answer.json()
+
+    messages = [{"role": "user", "content": "hi"}]
+    made = await ask("POST", "", {"model": "m", "messages": messages, "store": True})
+    one = f"/{made['id']}"
+    assert await ask("GET", one) == {**made, "metadata": {}}
+    assert (await ask("POST", one, {"metadata": {"a": "b"}}))["metadata"] == {"a": "b"}
+    assert [completion["id"] for completion in (await ask("GET", "?metadata[a]=b"))["data"]] == [made["id"]]
+    assert [message["content"] for message in (await ask("GET", f"{one}/messages"))["data"]] == ["hi"]
+    assert (await ask("DELETE", one))["deleted"] is True
+
+
 # --- each way to serve the same server
 
 
@@ -151,14 +221,7 @@ def mounted_at_the_root(server: AgentRunServer) -> ASGIApp:
 
 def behind_http_middleware(server: AgentRunServer) -> ASGIApp:
     """Most FastAPI apps have one of these; it runs what is behind it in a task group of its own."""
-    app = FastAPI(lifespan=server.lifespan)
-
-    @app.middleware("http")
-    async def stamp(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        response: Response = await call_next(request)
-        response.headers["x-stamp"] = "1"
-        return response
-
+    app = FastAPI(lifespan=server.lifespan, middleware=[Middleware(BaseHTTPMiddleware, dispatch=stamp)])
     app.mount("/agent", server)
     return app
 
@@ -184,6 +247,14 @@ async def test_a_server_can_be_served_in_many_ways(way: str) -> None:
     async with serve(make(AgentRunServer(echo))) as served:
         await chats(served, prefix)
         await served.nothing_left()
+
+
+@ways
+async def test_what_is_stored_is_found_however_the_server_is_served(way: str) -> None:
+    make, prefix = WAYS[way]
+    async with serve(make(AgentRunServer(echo))) as served:
+        await responds(served, prefix)
+        await stores_chats(served, prefix)
 
 
 @ways
@@ -251,6 +322,79 @@ async def test_a_mounting_app_keeps_its_own_routes() -> None:
 async def test_a_server_below_a_proxy_that_keeps_the_prefix_finds_its_paths() -> None:
     async with serve(AgentRunServer(echo), root_path="/behind") as served:
         await chats(served)  # uvicorn puts the root path in front
+
+
+def with_protocols(prefix: str | None = None) -> AgentRunServer:
+    config = ServerConfig(openai=OpenAIProtocolConfig(prefix=prefix))
+    return AgentRunServer(echo, [OpenAIProtocolHandler(config), Shouting()], config)
+
+
+async def stamp(request: Request, call_next: Callable[[Request], Any]) -> Response:
+    response: Response = await call_next(request)
+    response.headers["x-stamp"] = "1"
+    return response
+
+
+def with_http_middleware_added() -> AgentRunServer:
+    server = with_protocols()
+    server.app.add_middleware(BaseHTTPMiddleware, dispatch=stamp)
+    return server
+
+
+def with_cors() -> AgentRunServer:
+    return AgentRunServer(echo, config=ServerConfig(cors_origins=["https://ui.example"]))
+
+
+SETTINGS: dict[str, tuple[Callable[[], AgentRunServer], str]] = {
+    "own protocols, documentation and middleware": (lambda: guarded([]), "/v1"),
+    "own protocols and a prefix": (lambda: with_protocols("/api"), "/api"),
+    "own protocols and middleware added to the app": (with_http_middleware_added, "/v1"),
+    "a prefix": (
+        lambda: AgentRunServer(echo, config=ServerConfig(openai=OpenAIProtocolConfig(prefix="/api"))),
+        "/api",
+    ),
+    "no prefix": (lambda: AgentRunServer(echo), ""),
+    "CORS": (with_cors, "/v1"),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+async def test_what_is_stored_is_found_with_each_setting(setting: str) -> None:
+    make, prefix = SETTINGS[setting]
+    async with serve(make()) as served:
+        await responds(served, prefix)
+
+
+async def test_a_server_that_serves_nothing_of_its_own_gives_its_routes_to_another_app() -> None:
+    server = AgentRunServer(echo, [])
+    app = FastAPI(lifespan=server.lifespan)
+    app.include_router(OpenAIProtocolHandler().as_fastapi_router(server.agent_invoker), prefix="/llm")
+    app.mount("/agent", server)
+    async with serve(app) as served:
+        await responds(served, "/llm")
+        assert (await served.ask("GET", "/agent/v1/responses/resp_1")).error()["code"] == "unknown_url"
+
+
+async def test_stored_objects_of_an_app_that_includes_the_routes_belong_to_its_principal() -> None:
+    server = AgentRunServer(echo)
+
+    def identify(app: ASGIApp) -> ASGIApp:
+        async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                name = dict(scope["headers"])[b"authorization"].decode()
+                scope.setdefault("state", {})["principal"] = SimpleNamespace(issuer="test", subject=name)
+            await app(scope, receive, send)
+
+        return middleware
+
+    app = FastAPI(lifespan=server.lifespan, middleware=[Middleware(identify)])
+    app.include_router(OpenAIProtocolHandler().as_fastapi_router(server.agent_invoker), prefix="/{tenant}/v1")
+    async with serve(app) as served:
+        await responds(served, "/acme/v1", [("authorization", "alice")])
+        made = await served.ask("POST", "/acme/v1/conversations", b"{}", [("authorization", "alice")])
+        path = f"/acme/v1/conversations/{made.json()['id']}"
+        assert (await served.ask("GET", path, None, [("authorization", "alice")])).status == 200
+        assert (await served.ask("GET", path, None, [("authorization", "bob")])).status == 404
 
 
 # --- lifespans
@@ -332,6 +476,9 @@ REQUESTS = [
     ("POST", "/chat/completions/", b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'),
     ("GET", "/openai/v1/models", None),
     ("GET", "/v1/models/agentrun", None),
+    ("POST", "/v1/responses", b'{"model":"m","input":"hi","store":false}'),
+    ("POST", "/v1/conversations", b"{}"),
+    ("GET", "/v1/chat/completions", None),
     ("POST", "/own/shout", b'{"text":"hi"}'),
     ("GET", "/docs", None),
     ("GET", "/openapi.json", None),
@@ -387,6 +534,11 @@ async def test_middleware_cannot_be_passed_by_another_spelling_of_a_path(
         "/v1/chat/completions;/health",
         "/readyz/",
         "/health%2f",
+        "/v1/responses",
+        "/v1/responses/resp_1",
+        "/v1/responses/resp_1/",
+        "/v1/responses/../../health",
+        "/v1/conversations/conv_1/items",
         "/own/shout",
         "/own/../own/shout",
         "/docs",
@@ -490,12 +642,6 @@ async def test_middleware_added_to_the_app_sees_every_request(make: Callable[[Ag
 async def test_http_middleware_added_to_the_app_may_change_answers() -> None:
     witness = Witness()
     server = AgentRunServer(ASYNC_STREAMS["slow clean-up"](witness, 1))
-
-    async def stamp(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        response: Response = await call_next(request)
-        response.headers["x-stamp"] = "1"
-        return response
-
     server.app.add_middleware(BaseHTTPMiddleware, dispatch=stamp)
     async with serve(server) as served:
         async with served.client() as client:
@@ -701,8 +847,22 @@ PREFLIGHT = [
 ]
 
 
-async def preflight(served: Served, path: str = "/v1/chat/completions") -> Answer:
-    return await served.ask("OPTIONS", path, None, PREFLIGHT)
+async def preflight(served: Served, path: str = "/v1/chat/completions", method: str = "POST") -> Answer:
+    wanted = [(name, method if name == "access-control-request-method" else value) for name, value in PREFLIGHT]
+    return await served.ask("OPTIONS", path, None, wanted)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/responses"), ("GET", "/v1/responses/resp_1"), ("DELETE", "/v1/conversations/conv_1")],
+)
+async def test_pages_may_use_what_is_stored(method: str, path: str) -> None:
+    async with serve(with_cors()) as served:
+        asked = await preflight(served, path, method)
+        assert asked.status == 200
+        assert method in (asked.header("access-control-allow-methods") or "")
+        answer = await served.ask(method, path, None, [ORIGIN])
+        assert answer.header("access-control-allow-origin") == "https://ui.example"
 
 
 async def test_there_is_no_cors_unless_asked_for() -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,9 +61,6 @@ class Handler:
         (found,) = self.services.sweeper.active
         assert isinstance(found, Attachment)
         return found
-
-
-Serve = partial[AbstractAsyncContextManager[Bench]]
 
 
 @pytest.fixture
@@ -205,10 +200,9 @@ async def test_a_large_object_is_answered_whole(api: Bench, handler: Handler) ->
 
 
 async def nothing_open(api: Bench, handler: Handler) -> None:
-    await api.served.nothing_left()
     assert handler.services is not None
     sweeper = handler.services.sweeper
-    await eventually(lambda: not sweeper.active)
+    await eventually(lambda: not sweeper.active and not api.served.requests)
 
 
 # --- owners
@@ -229,7 +223,9 @@ def test_an_owner_is_issuer_and_subject(principal: Any, owner: str) -> None:
     assert owner_of(principal) == owner
 
 
-@pytest.mark.parametrize("principal", [SimpleNamespace(), SimpleNamespace(subject=""), SimpleNamespace(id="", subject=7)])
+@pytest.mark.parametrize(
+    "principal", [SimpleNamespace(), SimpleNamespace(subject=""), SimpleNamespace(id="", subject=7)]
+)
 def test_a_caller_that_cannot_be_told_from_others_owns_nothing(principal: Any) -> None:
     """Else all of them would see what each of them has stored."""
     with pytest.raises(AgentFailedError):

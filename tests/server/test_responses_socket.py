@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from agentrun_middleware.authentication import AuthenticationMiddleware, CredentialRefusedError
+from agentrun_middleware.gateway import GatewayMiddleware
 from agentrun_middleware.principal import Principal
 from agentrun_server import AgentRequest, AgentRunServer, ServerConfig
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
@@ -271,9 +272,11 @@ async def test_only_the_last_response_of_a_lane_is_remembered() -> None:
 async def test_a_continuation_that_fails_ends_the_memory_of_its_own_lane_alone() -> None:
     async with connected() as websocket:
         first = (await websocket.turn("one", stream_id="a"))["response"]["id"]
+        other = (await websocket.turn("two", stream_id="b"))["response"]["id"]
         bad = {"previous_response_id": first, "temperature": 99}
         assert error_of(await websocket.turn(stream_id="b", **bad))[2] == "temperature"
-        assert said(await websocket.turn("x", stream_id="b", previous_response_id=first)) == "one | one | x"
+        assert said(await websocket.turn("x", stream_id="c", previous_response_id=first)) == "one | one | x"
+        assert said(await websocket.turn("x", stream_id="b", previous_response_id=other)) == "two | two | x"
         assert error_of(await websocket.turn(stream_id="a", **bad))[2] == "temperature"
         assert error_of(await websocket.turn(stream_id="a", previous_response_id=first))[1] == NOT_FOUND
 
@@ -520,6 +523,16 @@ async def test_middleware_that_knows_requests_alone_guards_what_comes_over_a_web
             assert said(await websocket.turn("hi")) == "hi"
 
 
+async def test_who_a_gateway_has_named_is_known_to_each_response() -> None:
+    async def who(request: AgentRequest) -> str:
+        return str(request.principal.subject)
+
+    gateway = Middleware(GatewayMiddleware, trusted_proxies=["127.0.0.1"])
+    headers = {"x-auth-subject": "alice", "x-auth-issuer": "names"}
+    async with serve(make_server(who, middleware=[gateway])) as served, opened(served, headers) as websocket:
+        assert [said(await websocket.turn()) for _ in range(2)] == ["alice", "alice"]
+
+
 async def test_each_response_is_counted_as_a_request() -> None:
     async with connected(rate_limit_requests=3) as websocket:  # the handshake is one
         assert [(await websocket.turn())["type"] for _ in range(2)] == ["response.completed"] * 2
@@ -616,6 +629,16 @@ async def test_a_drain_lets_responses_finish_and_refuses_others() -> None:
         assert await busy.closed() == 1001
         await within(drained.wait())
     assert speaker.asked == ["a"]
+
+
+async def test_a_drain_waits_until_connections_are_closed_though_nothing_runs() -> None:
+    server = make_server()
+    drained = asyncio.Event()
+    async with serve(server) as served, opened(served) as websocket:
+        server.drain.begin(drained.set)
+        assert not drained.is_set()
+        assert await websocket.closed() == 1001
+        await within(drained.wait())
 
 
 async def test_a_drain_does_not_wait_for_ever() -> None:

@@ -137,6 +137,17 @@ async def test_a_connection_serves_requests_before_it_becomes_a_websocket() -> N
     assert [scope["type"] for scope in app.scopes] == ["http", "websocket"]
 
 
+async def test_a_handshake_counts_as_a_request_when_these_are_limited() -> None:
+    async with (
+        serve(Echo(), lifespan=False, limit_concurrency=3) as served,
+        opened(served),
+        opened(served),
+        served.client() as client,
+    ):
+        refused = await WebSocket(client).ask(SOCKET)
+        assert (refused.status, refused.error()["code"]) == (503, "service_unavailable")
+
+
 async def test_messages_that_come_with_the_handshake_are_read_behind_it() -> None:
     async with serve(Echo(), lifespan=False) as served, served.client() as client:
         websocket = WebSocket(client)
@@ -430,7 +441,8 @@ async def test_a_client_that_does_not_answer_a_close_is_waited_for_no_longer_tha
     peer.protocol.shutdown()
     assert [got.code for got in peer.frames()] == [1001]
     for _ in range(10):
-        peer.feed(frame(b"x") * 100)
+        peer.feed(frame(b"x") * 100 + frame(b"", PING) * 100)
+    assert peer.protocol._frames.writes == [], "answers that nobody will get"
     peer.loop.advance(CLOSE_SECONDS - 0.1)
     assert not peer.wire.closed
     peer.loop.advance(0.1)
@@ -578,6 +590,18 @@ async def test_a_client_that_reads_is_alive_though_it_says_nothing() -> None:
     await peer.lose()
 
 
+async def test_what_a_client_asks_that_does_not_read_is_not_answered_into_memory() -> None:
+    peer = Peer()
+    await peer.open()
+    peer.protocol.pause_writing()
+    peer.feed(frame(b"", PING) * 100)  # a read that was under way
+    assert peer.frames() == []
+    peer.protocol.resume_writing()
+    assert peer.frames() == [Frame(PONG, b"")] * 100
+    assert peer.wire.reading
+    await peer.lose()
+
+
 async def test_a_client_that_stops_reading_is_dropped() -> None:
     peer = Peer()
     await peer.open()
@@ -604,13 +628,15 @@ async def test_time_in_which_the_app_takes_nothing_is_not_counted_against_the_cl
     await peer.open()
     peer.feed(frame(b"x") * MAX_QUEUED + frame(b"y", fin=False))
     assert not peer.wire.reading
-    peer.loop.advance(1000)
+    peer.loop.advance(1002)
     assert not peer.wire.closed
     go_on.set()
     await peer.rest()
     assert peer.wire.reading
     peer.loop.advance(4)
-    assert not peer.wire.closed
+    assert [got.opcode for got in peer.frames()] == [PING]
+    peer.loop.advance(1.1)
+    assert [got.code for got in peer.frames()] == [1008]
     await peer.lose()
 
 

@@ -85,6 +85,7 @@ _COMPLETION: Final[Schema] = {
         "usage": {"type": "object"},
     },
 }
+_MALFORMED = {"400": "The request is malformed or out of range."}
 _NOT_FOUND = {"404": "The caller has no such stored completion."}
 
 CHAT_OPERATIONS: Final[Mapping[str, Operation]] = {
@@ -96,7 +97,7 @@ CHAT_OPERATIONS: Final[Mapping[str, Operation]] = {
         parameters=[IDEMPOTENCY_KEY],
         stream=True,
         errors={
-            "400": "The request is malformed or out of range.",
+            **_MALFORMED,
             "404": "There is no such model.",
             "429": "All places are taken; see `Retry-After`.",
             "500": "The agent failed.",
@@ -116,7 +117,7 @@ CHAT_OPERATIONS: Final[Mapping[str, Operation]] = {
                 "explode": True,
             },
         ],
-        errors={"400": "The request is malformed or out of range."},
+        errors=_MALFORMED,
     ),
     "GET /chat/completions/{completion_id}": operation(
         "Retrieve a stored chat completion", "The completion.", _COMPLETION, errors=_NOT_FOUND
@@ -126,7 +127,7 @@ CHAT_OPERATIONS: Final[Mapping[str, Operation]] = {
         "The completion.",
         _COMPLETION,
         body=json_body({"type": "object", "required": ["metadata"], "properties": {"metadata": METADATA}}),
-        errors=_NOT_FOUND,
+        errors={**_MALFORMED, **_NOT_FOUND},
     ),
     "DELETE /chat/completions/{completion_id}": operation(
         "Delete a stored chat completion", "It is gone.", deleted("chat.completion.deleted"), errors=_NOT_FOUND
@@ -136,6 +137,6 @@ CHAT_OPERATIONS: Final[Mapping[str, Operation]] = {
         "Those of the request, oldest first unless asked for otherwise.",
         listed(_MESSAGE),
         parameters=PAGE,
-        errors=_NOT_FOUND,
+        errors={**_MALFORMED, **_NOT_FOUND},
     ),
 }

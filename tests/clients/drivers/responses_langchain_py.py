@@ -120,15 +120,19 @@ async def streamed_async() -> dict[str, Any]:
     return {"text": "".join([str(chunk.text) async for chunk in chat("stream").astream("hello")])}
 
 
-@scenario
-def live() -> dict[str, Any]:
+def pieces_of(made: ChatOpenAI) -> dict[str, Any]:
     key = new_key()
     pieces: list[Any] = []
-    for chunk in chat("slow").stream(key):
+    for chunk in made.stream(key):
         if chunk.text:
             pieces.append(chunk.text)
             release(key)
     return {"pieces": pieces, "runs": runs(key)}
+
+
+@scenario
+def live() -> dict[str, Any]:
+    return pieces_of(chat("slow"))
 
 
 @scenario
@@ -438,6 +442,11 @@ def turns_by_previous_id() -> dict[str, Any]:
 @scenario
 def turns_by_conversation() -> dict[str, Any]:
     return two_turns(only_new, model_kwargs=conversation())
+
+
+@scenario
+def background_streamed() -> dict[str, Any]:
+    return pieces_of(chat("slow", model_kwargs={"background": True}))
 
 
 @scenario

@@ -412,17 +412,27 @@ async def server_tool_failed() -> dict[str, Any]:
 # --- several turns
 
 
-async def two_turns(following: Any, **options: Any) -> dict[str, Any]:
+async def two_turns(following: Any, settings: Any = None, **options: Any) -> dict[str, Any]:
     """Ask an agent that thinks, looks and answers, then one that tells all it heard."""
-    _, result = await collect(agent("thorough"), "one", **options)
+    with_settings = {"model_settings": settings or ModelSettings()}
+    _, result = await collect(agent("thorough", **with_settings), "one", **options)
     prompt, more = following(result)
-    last = await Runner.run(agent("recall"), prompt, **options, **more)
+    last = await Runner.run(agent("recall", **with_settings), prompt, **options, **more)
     return {"heard": last.final_output.split("\n")}
+
+
+def everything(result: Any) -> tuple[Any, dict[str, Any]]:
+    return [*result.to_input_list(), {"role": "user", "content": "two"}], {}
 
 
 @scenario
 async def turns_by_items() -> dict[str, Any]:
-    return await two_turns(lambda result: ([*result.to_input_list(), {"role": "user", "content": "two"}], {}))
+    return await two_turns(everything)
+
+
+@scenario
+async def turns_by_items_unstored() -> dict[str, Any]:
+    return await two_turns(everything, ModelSettings(store=False))
 
 
 @scenario
@@ -480,6 +490,21 @@ async def session_items() -> dict[str, Any]:
     except NotFoundError as error:
         seen["cleared"] = error.code
     return {**seen, "empty": await session.get_items()}
+
+
+@scenario
+async def background_streamed() -> dict[str, Any]:
+    key = new_key()
+    pieces: list[str] = []
+    kinds: list[str] = []
+    made = agent("slow", model_settings=ModelSettings(extra_args={"background": True}))
+    async for event in Runner.run_streamed(made, key).stream_events():
+        if event.type == "raw_response_event":
+            kinds.append(event.data.type)
+        if piece := text_pieces(event):
+            pieces.append(piece)
+            await asyncio.to_thread(release, key)
+    return {"begins": kinds[:3], "pieces": pieces, "ends": kinds[-1], "runs": await asyncio.to_thread(runs, key)}
 
 
 @scenario

@@ -10,7 +10,7 @@ from driving import BASE_URL, Weather, cancelled, leaks, main, new_key, release,
 from openai import NotFoundError
 from pydantic import BaseModel
 from pydantic_ai import Agent, NativeOutput
-from pydantic_ai.exceptions import ContentFilterError, ModelHTTPError
+from pydantic_ai.exceptions import ContentFilterError, ModelAPIError, ModelHTTPError
 from pydantic_ai.messages import (
     BinaryContent,
     FunctionToolCallEvent,
@@ -467,6 +467,30 @@ async def repeated() -> dict[str, Any]:
         other = error.status_code
     same = responses(first)[0].provider_response_id == responses(second)[0].provider_response_id
     return {"same": same, "texts": [first.output, second.output], "other": other}
+
+
+@scenario
+async def background_cancelled() -> dict[str, Any]:
+    key = new_key()
+    pieces: list[str] = []
+    async with agent("stall", model_settings={"openai_background": True}).run_stream(key) as result:
+        async for piece in result.stream_text(delta=True, debounce_by=None):
+            pieces.append(piece)
+            await result.cancel()
+            break
+    gone = await asyncio.to_thread(cancelled, key)
+    return {"text": "".join(pieces), "cancelled": gone, "runs": await asyncio.to_thread(runs, key)}
+
+
+@scenario
+async def background_failed() -> dict[str, Any]:
+    key = new_key()
+    try:
+        await agent("fail-mid", model_settings={"openai_background": True}).run(key)
+    except ModelAPIError as error:
+        code = str(error).partition(":")[0]
+        return {"code": code, "leaks": leaks(error), "runs": await asyncio.to_thread(runs, key)}
+    return {}
 
 
 # --- failures

@@ -46,7 +46,7 @@ const askStream = (id, options = {}, prompt = 'hello') =>
 
 /** Every part of the full stream, put in order by kind. */
 async function collect(result) {
-  const seen = { pieces: [], reasoning: [], sources: [], finish: [], errors: [], calls: [], results: [], raw: [] }
+  const seen = { pieces: [], reasoning: [], sources: [], calls: [], results: [], finish: [], raw: [], errors: [] }
   for await (const part of result.fullStream) {
     if (part.type === 'text-delta') seen.pieces.push(part.text)
     else if (part.type === 'reasoning-delta') seen.reasoning.push(part.text)
@@ -258,6 +258,21 @@ scenario('client_tool_streamed', () => converseStreamed('client-tool'))
 scenario('client_tool_by_conversation', async () =>
   converseStreamed('client-tool', said({ conversation: await newConversation() })),
 )
+scenario('client_tool_by_previous_id', async () => {
+  // By hand, for its loop sends all of its messages.
+  const weather = new Weather()
+  const tools = { get_weather: tool({ inputSchema: jsonSchema(WEATHER_PARAMETERS) }) }
+  const first = await ask('client-tool', { tools }, newKey())
+  const [{ toolCallId, toolName, input }] = first.toolCalls
+  const output = { type: 'text', value: weather.call(input) }
+  const messages = [{ role: 'tool', content: [{ type: 'tool-result', toolCallId, toolName, output }] }]
+  const previousResponseId = first.providerMetadata.openai.responseId
+  const second = await ask('client-tool', { tools, messages, ...said({ previousResponseId }) })
+  const steps = [...first.steps, ...second.steps]
+  const finish = steps.map((step) => step.finishReason)
+  return { executed: weather.executed, texts: textsOf(steps), finish }
+})
+
 scenario('two_tools', () => converse('two-tools'))
 scenario('two_tools_streamed', () => converseStreamed('two-tools', unstored))
 scenario('mixed_tools', () => converse('mixed'))
@@ -286,12 +301,13 @@ scenario('custom_tool_streamed', async () => {
   return { name: calls[0].toolName, input: inputs.join(), text: await result.text }
 })
 
-/** What the agent's own tools did: the SDK shows them as calls that the provider executed, and does not go on. */
+/** What the agent's own tools did: calls that the provider executed, which end no step. */
 function see(weather, steps) {
   const [{ content, finishReason }, ...more] = steps
   const calls = content.filter(({ type }) => type === 'tool-call')
   const results = content.filter(({ type }) => type === 'tool-result')
-  if (more.length || !calls.every(({ providerExecuted }) => providerExecuted)) throw new Error(JSON.stringify(steps))
+  const executedThere = calls.every(({ providerExecuted }) => providerExecuted)
+  if (more.length || !executedThere) throw new Error(JSON.stringify(steps))
   const ran = calls.map(({ toolName, input }, place) => [toolName, input, results[place].output.output])
   return { executed: weather.executed, ran, texts: textsOf(steps), finish: finishReason }
 }

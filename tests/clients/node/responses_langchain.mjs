@@ -34,7 +34,8 @@ const unstored = { zdrEnabled: true } // sends store: false
 
 /** Make a request without LangChain. */
 async function plainly(path, body) {
-  const response = await fetch(`${BASE_URL}${path}`, { method: body ? 'POST' : 'GET', body: JSON.stringify(body) })
+  const method = body ? 'POST' : 'GET'
+  const response = await fetch(`${BASE_URL}${path}`, { method, body: JSON.stringify(body) })
   return { status: response.status, body: await response.json() }
 }
 
@@ -104,17 +105,20 @@ scenario('streamed', async () => {
   return { pieces, finish: [finish(whole)] }
 })
 
-scenario('live', async () => {
+async function piecesOf(model) {
   const key = newKey()
   const pieces = []
-  for await (const chunk of await chat('slow').stream(key)) {
+  for await (const chunk of await model.stream(key)) {
     if (chunk.text) {
       pieces.push(chunk.text)
       await release(key)
     }
   }
   return { pieces, runs: await runs(key) }
-})
+}
+
+scenario('live', () => piecesOf(chat('slow')))
+scenario('background_streamed', () => piecesOf(chat('slow', { modelKwargs: { background: true } })))
 
 scenario('quiet', async () => ({
   text: (await collect(await chat('quiet').stream('hello'))).pieces.join(''),
@@ -182,7 +186,8 @@ scenario('structured', () => chat('json').withStructuredOutput(CityWeather).invo
 
 scenario('structured_streamed', async () => {
   let last
-  for await (const answer of await chat('json').withStructuredOutput(CityWeather).stream('Weather?')) last = answer
+  const answers = await chat('json').withStructuredOutput(CityWeather).stream('Weather?')
+  for await (const answer of answers) last = answer
   return last
 })
 
@@ -219,7 +224,9 @@ scenario('echoed', async () => {
 // --- tools
 
 const wholeTurn = (bound, messages, options) => bound.invoke(messages, options)
-const streamedTurn = async (bound, messages, options) => (await collect(await bound.stream(messages, options))).whole
+const streamedTurn = async (bound, messages, options) => {
+  return (await collect(await bound.stream(messages, options))).whole
+}
 
 /** Call tools until there are no more calls; `following` says what the next request sends. */
 async function converse(model, turn, following = byItems, settings = {}) {

@@ -109,6 +109,7 @@ class Stream:
     """Whole blocks with their closing blank line, ``[DONE]`` too; without comments."""
     error: Any = None
     """The body of an answer that is no stream."""
+    headers: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def is_done(self) -> bool:
@@ -147,7 +148,7 @@ async def stream(
         data = None if body is None else json.dumps(body).encode()
         await client.send(request_bytes(method, path, data, headers))
         head = await client.head()
-        seen.status = head.status
+        seen.status, seen.headers = head.status, dict(head.headers)
         if head.header("content-type") == "application/json":
             length = head.header("content-length")
             assert length is not None, head
@@ -208,8 +209,17 @@ class Place:
         return Counter()
 
     @asynccontextmanager
-    async def serve(self, *, most: int = 1_000_000, **settings: Any) -> AsyncIterator["Replica"]:
-        """Run a server here, whose agents say at most so many pieces; it is killed at the end, unless it has ended."""
+    async def serve(
+        self, *, most: int = 1_000_000, counted: bool = True, preload: str = "", **settings: Any
+    ) -> AsyncIterator["Replica"]:
+        """Run a server here; it is killed at the end, unless it has ended.
+
+        Args:
+            most: pieces that its agents say at most.
+            counted: its agents write down that they were run.
+            preload: a library that stands in front of the system's.
+            settings: of the server.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         given = {
             "store_url": self.url or "sqlite",
@@ -220,7 +230,11 @@ class Place:
             **settings,
         }
         env = {f"AGENTRUN_{name.upper()}": str(value) for name, value in given.items()}
-        env |= {"AGENTRUN_HOME": str(self.folder), "FAULTS_LEDGER": str(self.ledger), "FAULTS_MOST": str(most)}
+        env |= {"AGENTRUN_HOME": str(self.folder), "FAULTS_MOST": str(most)}
+        if counted:
+            env["FAULTS_LEDGER"] = str(self.ledger)
+        if preload:
+            env |= {"LD_PRELOAD": preload, "FAULTS_BROKEN_SYNC": str(Path(preload).parent / "broken")}
         async with serve_process("-m", "tests.runs.faults.server", cwd=self.folder, env=env) as process:
             yield Replica(process)
 

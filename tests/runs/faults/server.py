@@ -160,6 +160,13 @@ async def speaker(request: AgentRequest) -> AsyncIterator[str]:
         yield f"{tag}:{number} "
 
 
+async def listener(request: AgentRequest) -> AsyncIterator[str]:
+    """Say the texts of all messages that it was given."""
+    tag, _, pause = _asked(request)
+    await asyncio.sleep(pause)
+    yield f"{tag} heard: " + " / ".join(message.text for message in request.messages)
+
+
 async def worker(request: AgentRequest) -> AsyncIterator[Any]:
     """Think, use a tool, and say pieces of text with it."""
     tag, pieces, pause = _asked(request)
@@ -177,7 +184,7 @@ async def worker(request: AgentRequest) -> AsyncIterator[Any]:
 
 
 app.open_storage = _open
-server = AgentRunServer({"speaker": speaker, "again": speaker, "worker": worker})
+server = AgentRunServer({"speaker": speaker, "again": speaker, "listener": listener, "worker": worker})
 
 if __name__ == "__main__":
     run(server, port=0)
