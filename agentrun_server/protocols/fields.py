@@ -30,6 +30,7 @@ __all__ = [
 Check = Callable[[Any, str], Any]
 
 _MAX_INTEGER = 2**53
+_MAX_DEPTH = 256
 _NAMES: Mapping[type, str] = {
     str: "a string", bool: "a boolean", int: "an integer", float: "a decimal number",
     list: "an array", dict: "an object", type(None): "null",
@@ -159,14 +160,17 @@ def metadata(value: Any, param: str) -> dict[str, str]:
     return pairs
 
 
-def check_finite(value: Any) -> None:
-    """Refuse numbers like 1e999 in fields nobody else checks: they are infinite in Python, and no JSON any more."""
+def check_finite(value: Any, depth: int = _MAX_DEPTH) -> None:
+    """Refuse what nobody else checks and no JSON is any more: numbers like 1e999, which are infinite in Python.
+
+    Values nested more than `depth` deep are refused too. A body is not, but what was packed into one may be.
+    """
     if isinstance(value, float):
         if not math.isfinite(value):
             raise InvalidRequestError("A number in the body of your request is too large.", code="invalid_json")
-    elif isinstance(value, dict):
-        for item in value.values():
-            check_finite(item)
-    elif isinstance(value, list):
-        for item in value:
-            check_finite(item)
+    elif isinstance(value, (dict, list)):
+        if depth == 0:
+            raise InvalidRequestError("The body of your request is nested too deeply.", code="invalid_json")
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, (dict, list, float)):
+                check_finite(item, depth - 1)

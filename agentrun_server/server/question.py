@@ -21,7 +21,9 @@ from agentrun_server.protocols.openai_responses.messages import to_messages
 from agentrun_server.runs.history import (
     conversation_items,
     find_previous,
+    links,
     previous_not_found,
+    renamed,
     resolve_references,
     response_context,
 )
@@ -111,6 +113,8 @@ class QuestionReader:
         known = await resolve_references(store, referred, owner) if store is not None and referred else {}
         max_items = self._config.max_messages
         items = expand(resolve(call.items, known), self._recording_ids(made), max_items=max_items)
+        if call.conversation is not None:  # each becomes an item of the conversation, which is asked for by its id
+            items = renamed(items, (), self._recording_ids(made))
         context: list[Item] = []
         history: list[str] = []
         room = max_items - len(items)
@@ -136,18 +140,20 @@ class QuestionReader:
         if store is None:
             raise previous_not_found(previous)
         record = await find_previous(store, previous, owner)
-        await self._keep(store, record)
-        context = await response_context(store, record, owner, max_items=room)
-        return context, [*record.body["history"], previous]
-
-    async def _keep(self, store: Store, record: Record) -> None:
-        """Let what a conversation goes on from live for as long as the conversation does."""
         ttl, now = self._config.store_ttl, time.time()
-        if ttl is None or record.expires_at is None or record.expires_at > now + ttl / 2:
-            return
-        ids = [*record.body["history"], record.id]
-        with suppress(ConflictError):  # one was deleted; the request is told so in a moment
-            await store.commit([Update(kind=KIND, id=one, expires_at=now + ttl) for one in ids])
+        ageing: list[str] = []
+
+        def used(one: Record) -> None:
+            if ttl is not None and one.expires_at is not None and one.expires_at < now + ttl / 2:
+                ageing.append(one.id)
+
+        context = await response_context(store, record, owner, max_items=room, used=used)
+        if ageing:
+            # What a conversation goes on from lives for as long as the conversation does.
+            renewed = [Update(kind=KIND, id=one, expires_at=now + (ttl or 0)) for one in ageing]
+            with suppress(ConflictError):  # one was deleted just now
+                await store.commit(renewed)
+        return context, links(record)
 
     async def _before_turn(self, store: Store | None, conversation: str, owner: str, room: int) -> list[Item]:
         if store is None or await store.get("conversation", conversation, owner) is None:

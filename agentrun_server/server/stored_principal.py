@@ -28,7 +28,8 @@ class StoredPrincipal:
 def dump_principal(principal: Any) -> dict[str, Any] | None:
     """Return what of `principal` can be stored as JSON; never a credential.
 
-    Claims that JSON does not know, which a middleware of a user's own may have made, become what they say of themselves.
+    Claims that JSON does not know, as a middleware of a user's own may have made them, become what they say of
+    themselves.
     """
     if principal is None:
         return None

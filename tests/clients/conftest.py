@@ -33,5 +33,5 @@ def reports(request: pytest.FixtureRequest, servers: Callable[[str], Server]) ->
         if isinstance(table, Table):
             names = [params["name"]] if "name" in params else list(table.clients)
             selected += [table.clients[name] for name in names]
-    with driven(dict.fromkeys(selected), lambda client: servers(client.server).url) as report:
+    with driven(dict.fromkeys(selected), servers) as report:
         yield report

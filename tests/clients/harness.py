@@ -34,28 +34,34 @@ SETTINGS: Final = {"AGENTRUN_RESPONSE_HOLD": "0.5", "AGENTRUN_HEARTBEAT_INTERVAL
 """Short, so that an agent need not be silent for long before clients get to see heartbeats."""
 
 COMMANDS: Final[Mapping[str, list[str]]] = {
-    "uvicorn": ["-m", "uvicorn", CHAT_APP],
-    "cli": ["-m", "agentrun_server", "run", CHAT_APP],
-    "responses": ["-m", "uvicorn", RESPONSES_APP],
+    "uvicorn": ["uvicorn", CHAT_APP, "--host", "127.0.0.1", "--port", "0"],
+    "cli": ["agentrun_server", "run", CHAT_APP, "--host", "127.0.0.1", "--port", "0"],
+    "responses": ["uvicorn", RESPONSES_APP, "--host", "127.0.0.1", "--port", "0"],
+    "replicas": ["tests.replicas", RESPONSES_APP],
 }
+"""Modules that serve, with their arguments."""
 
 ELSEWHERE: Final = {"responses": "TEST_RESPONSES_URL"}
 """Environment variables: the base URL of a server that serves the same app and is there already."""
 
+_CREDENTIALS: Final = ("OPENAI_API_KEY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+"""Environment variables by which clients are told how to be let in, and whom to trust."""
+
 
 @dataclass
 class Server:
-    """A running server and what it wrote so far."""
+    """A running server, what it wrote so far, and what the environment of its clients must hold."""
 
     url: str
     log: list[str] = field(default_factory=list)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
 def running_server(kind: str) -> Iterator[Server]:
     """Run the server of `COMMANDS` on a port of the system's choice until the block ends, unless it is elsewhere."""
     if url := os.environ.get(ELSEWHERE.get(kind, "")):
-        yield Server(url)
+        yield Server(url, environment={name: os.environ[name] for name in _CREDENTIALS if name in os.environ})
         return
     with TemporaryDirectory(prefix="agentrun-clients-") as directory, _process(kind, Path(directory)) as server:
         yield server
@@ -70,27 +76,29 @@ def server_environment(ledger: Path) -> dict[str, str]:
 @contextmanager
 def _process(kind: str, directory: Path) -> Iterator[Server]:
     process = subprocess.Popen(
-        [sys.executable, *COMMANDS[kind], "--host", "127.0.0.1", "--port", "0"],
+        [sys.executable, "-m", *COMMANDS[kind]],
         cwd=ROOT,
         env={**server_environment(directory / "ledger"), "AGENTRUN_HOME": str(directory)},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
     )
+    assert process.stdin is not None
     assert process.stdout is not None
     log: list[str] = []
-    ports: queue.Queue[int | None] = queue.Queue()
-    reader = threading.Thread(target=_read_log, args=(process.stdout, log, ports), name=f"log of {kind}")
+    servers: queue.Queue[Server | None] = queue.Queue()
+    found_in = _replicas if kind == "replicas" else _one_process
+    reader = threading.Thread(target=_read_log, args=(process.stdout, log, found_in, servers), name=f"log of {kind}")
     reader.start()
     try:
         try:
-            port = ports.get(timeout=START_LIMIT)
+            server = servers.get(timeout=START_LIMIT)
         except queue.Empty:
-            port = None
-        if port is None:
+            server = None
+        if server is None:
             raise RuntimeError(f"the server did not start:\n{''.join(log)}")
-        yield Server(f"http://127.0.0.1:{port}/v1", log)
+        yield server
     finally:
         process.terminate()
         try:
@@ -101,17 +109,34 @@ def _process(kind: str, directory: Path) -> Iterator[Server]:
             raise
         finally:
             reader.join(STOP_LIMIT)
+            process.stdin.close()
             process.stdout.close()
 
 
-def _read_log(output: IO[str], log: list[str], ports: "queue.Queue[int | None]") -> None:
-    """Keep reading, so that the server never waits for us; tell the port, or that there will be none."""
+def _read_log(
+    output: IO[str],
+    log: list[str],
+    found_in: Callable[[list[str]], Server | None],
+    servers: "queue.Queue[Server | None]",
+) -> None:
+    """Keep reading, so that the server never waits for us; tell where it is, or that there will be none."""
     for line in output:
         log.append(line)
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-        if found:
-            ports.put(int(found[1]))
-    ports.put(None)
+        if server := found_in(log):
+            servers.put(server)
+    servers.put(None)
+
+
+def _one_process(log: list[str]) -> Server | None:
+    found = re.search(r"http://127\.0\.0\.1:(\d+)", log[-1])
+    return Server(f"http://127.0.0.1:{found[1]}/v1", log) if found else None
+
+
+def _replicas(log: list[str]) -> Server | None:
+    if not log[-1].startswith("REPLICA_2="):  # the last line that `tests.replicas` writes
+        return None
+    said = dict(line.rstrip().split("=", 1) for line in log if "=" in line)
+    return Server(said["OPENAI_BASE_URL"], log, {name: said[name] for name in _CREDENTIALS})
 
 
 @dataclass
@@ -127,12 +152,12 @@ class Report:
         return self.results.keys() | self.crashes.keys()
 
 
-def run_driver(client: Client, url: str) -> Report:
-    """Run every scenario of `client` against the server at `url`; the environment is made if need be."""
+def run_driver(client: Client, server: Server) -> Report:
+    """Run every scenario of `client` against `server`; the environment is made if need be."""
     done = subprocess.run(
-        [*_command(client), url, *client.arguments],
+        [*_command(client), server.url, *client.arguments],
         cwd=HERE,
-        env=_environment(),
+        env={**_environment(), **server.environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
@@ -152,11 +177,11 @@ def run_driver(client: Client, url: str) -> Report:
 
 
 @contextmanager
-def driven(clients: Iterable[Client], url_of: Callable[[Client], str]) -> Iterator[Callable[[Client], Report]]:
-    """Drive `clients`, a few at a time, against the servers that `url_of` names; what is given waits for a report."""
+def driven(clients: Iterable[Client], servers: Callable[[str], Server]) -> Iterator[Callable[[Client], Report]]:
+    """Drive `clients`, a few at a time, each against the server of its kind; what is given waits for a report."""
     with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
         running: dict[Client, Future[Report]] = {
-            client: pool.submit(run_driver, client, url_of(client)) for client in clients
+            client: pool.submit(run_driver, client, servers(client.server)) for client in clients
         }
         # A wait may include the clients before this one, and the installation of everything.
         yield lambda client: running[client].result(timeout=len(running) * DRIVER_LIMIT)

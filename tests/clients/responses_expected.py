@@ -5,6 +5,7 @@ which of it that client cannot show, and why; these are facts about the clients,
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from tests.clients.cells import HIDDEN, Client, Table
@@ -511,3 +512,9 @@ CLIENTS: Final[Mapping[str, Client]] = {
 }
 
 RESPONSES: Final = Table(SCENARIOS, CLIENTS)
+
+REPLICAS: Final = Table(
+    SCENARIOS,
+    {name: replace(client, server="replicas") for name, client in CLIENTS.items() if name != "openai2"},
+)
+"""The same where requests go in turns to two replicas behind nginx, which share PostgreSQL and Redis."""

@@ -14,9 +14,6 @@ README: Final = Path(__file__).with_name("README.md")
 BEGIN: Final = "<!-- written by tests/clients/table.py -->\n"
 
 
-TABLES: Final = {"chat": CHAT, "responses": RESPONSES}
-
-
 def markdown() -> str:
     """Return the tables, and below each the reasons of every cell that is not plain."""
     return f"### Chat Completions\n\n{_table(CHAT)}\n### Responses\n\n{_table(RESPONSES)}"

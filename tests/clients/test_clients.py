@@ -11,18 +11,32 @@ from collections.abc import Callable
 import pytest
 
 from tests.clients.cells import Client, Table
+from tests.clients.expected import CHAT
 from tests.clients.harness import Report, Server
-from tests.clients.table import BEGIN, README, TABLES, markdown
+from tests.clients.responses_expected import REPLICAS, RESPONSES
+from tests.clients.table import BEGIN, README, markdown
+from tests.support.nginx import needs_nginx
+from tests.support.postgres_server import needs_postgres
+from tests.support.redis_server import needs_redis
 
 pytestmark = pytest.mark.clients
 
+TABLES = {
+    "chat": (CHAT, []),
+    "responses": (RESPONSES, []),
+    "replicas": (REPLICAS, [needs_nginx, needs_postgres, needs_redis]),
+}
 CELLS = [
-    pytest.param(table, name, scenario, id=f"{api}-{name}-{scenario}")
-    for api, table in TABLES.items()
+    pytest.param(table, name, scenario, id=f"{label}-{name}-{scenario}", marks=marks)
+    for label, (table, marks) in TABLES.items()
     for name, scenario in table.cells
 ]
-ROWS = [pytest.param(table, name, id=f"{api}-{name}") for api, table in TABLES.items() for name in table.clients]
-EACH_TABLE = [pytest.param(table, id=api) for api, table in TABLES.items()]
+ROWS = [
+    pytest.param(table, name, id=f"{label}-{name}", marks=marks)
+    for label, (table, marks) in TABLES.items()
+    for name in table.clients
+]
+EACH_TABLE = [pytest.param(table, id=label, marks=marks) for label, (table, marks) in TABLES.items()]
 
 
 @pytest.mark.parametrize(("table", "name", "scenario"), CELLS)

@@ -263,8 +263,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     ),
     "chat.request.idempotency-key": Requirement(
         source="openai-python and openai-node send Idempotency-Key when the user sets it",
-        behaviour="the same key and body get the stored answer, or a 409 while it is being made",
-        deferred="needs stored answers",
+        behaviour="the same key and body get the stored answer or join the run that goes on; another body is a 400",
     ),
     "chat.request.strict-json": Requirement(
         source="RFC 8259",
@@ -359,6 +358,217 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "chat.error.client-raises": Requirement(
         source="openai-python 3",
         behaviour="the official client raises for every kind of failure, and does not run a failed agent again",
+    ),
+    # --- stored chat completions
+    "chat.stored.objects": Requirement(
+        source="OpenAI spec, /chat/completions/{completion_id}; openai-python chat.completions.list",
+        behaviour="answers with store: true are listed, filtered by metadata, retrieved, updated and deleted",
+    ),
+    "chat.stored.only-when-asked": Requirement(
+        source="OpenAI spec, CreateChatCompletionRequest.store (false)",
+        behaviour="an answer is not stored unless the request says so",
+    ),
+    # --- the Responses API: the stream
+    "responses.stream.frames": Requirement(
+        source="WHATWG HTML 9.2; Open Responses; openai-python emits an empty event for id and retry lines",
+        behaviour="an event is an event line with its type and a data line with JSON; no id, no retry, no CR",
+    ),
+    "responses.stream.sequence": Requirement(
+        source="OpenAI spec, ResponseStreamEvent.sequence_number",
+        behaviour="events are numbered from 0 without a gap",
+    ),
+    "responses.stream.done": Requirement(
+        source="Open Responses, which demands it; OpenAI's clients skip it",
+        behaviour="[DONE] comes last, and is no event",
+    ),
+    "responses.stream.created-first": Requirement(
+        source="openai-python and openai-node responses.stream(), which throw otherwise",
+        behaviour="response.created is the first event",
+    ),
+    "responses.stream.order": Requirement(
+        source="OpenAI spec, ResponseStreamEvent; recorded answers of the OpenAI API",
+        behaviour="created, in_progress, items, then one terminal event with the whole response",
+    ),
+    "responses.stream.output-index": Requirement(
+        source="openai-python and openai-node keep items in a list",
+        behaviour="items are numbered in the order in which they are added, without a gap",
+    ),
+    "responses.stream.items": Requirement(
+        source="AI SDK, which acts on response.output_item.done; OpenAI spec",
+        behaviour="an item is added empty, grows by deltas, and is done as it stands in the response at the end",
+    ),
+    "responses.stream.function-call": Requirement(
+        source="langchain and pydantic-ai take arguments from deltas; OpenAI spec wants the name on .done",
+        behaviour="arguments are empty at first, come in at least one delta, and are done with the name",
+    ),
+    "responses.stream.same-as-body": Requirement(
+        source="OpenAI spec: a stream and a body are two forms of one response",
+        behaviour="the response at the end of a stream is the one that a body would have had",
+    ),
+    "responses.stream.heartbeat": Requirement(
+        source="WHATWG HTML 9.2 (comments)",
+        behaviour="a silent stream gets comments, and nothing else, to keep it open",
+    ),
+    "responses.stream.client": Requirement(
+        source="openai-python 3, responses.stream()",
+        behaviour="the official helper puts the response together",
+    ),
+    # --- the response
+    "responses.object.keys": Requirement(
+        source="Open Responses (all keys required); OpenAI spec, Response",
+        behaviour="a response has every key, with its default or null, and the same ones in every event",
+    ),
+    "responses.object.usage": Requirement(
+        source="OpenAI spec, ResponseUsage, cache_write_tokens among it",
+        behaviour="usage is null until the end, and has every key then",
+    ),
+    "responses.object.echo": Requirement(
+        source="Open Responses; OpenAI spec, ResponseProperties",
+        behaviour="what the request said is repeated, tools and formats with their defaults",
+    ),
+    "responses.object.incomplete": Requirement(
+        source="OpenAI spec, Response.incomplete_details; the Agents SDK raises on it",
+        behaviour="only an answer that was cut is incomplete, and says why",
+    ),
+    "responses.tools.own": Requirement(
+        source="16 of 16 clients accept mcp_call items; function_call items they would run",
+        behaviour="the agent's own tools are mcp_call items, or hidden when the server is told so",
+    ),
+    # --- errors
+    "responses.error.before-first-event": Requirement(
+        source="openai-python and openai-node raise by status, and retry by status",
+        behaviour="an agent that fails before its first event is a status, streamed or not",
+    ),
+    "responses.error.mid-stream": Requirement(
+        source="OpenAI spec, ResponseErrorEvent; openai-python and openai-node look for a nested error",
+        behaviour="later it is an error event in both shapes, then response.failed, then [DONE]",
+    ),
+    "responses.error.client-raises": Requirement(
+        source="openai-python 3",
+        behaviour="the official client raises for a failure whenever it comes",
+    ),
+    "responses.error.bad-request": Requirement(
+        source="OpenAI API error codes",
+        behaviour="a malformed request is a 400 whose param names the field",
+    ),
+    # --- the request
+    "responses.request.input": Requirement(
+        source="OpenAI spec, InputParam; AI SDK and langchain leave out types, ids and annotations",
+        behaviour="input is text or items of any role and type, whatever of theirs is left out",
+    ),
+    "responses.request.unknown-items": Requirement(
+        source="OpenAI spec grows item types; clients send back what they were sent",
+        behaviour="items of unknown types are kept, and are no error",
+    ),
+    "responses.request.include": Requirement(
+        source="OpenAI spec, IncludeEnum; the Agents SDK sends include: []",
+        behaviour="include is accepted with values known and unknown",
+    ),
+    "responses.request.null-is-absent": Requirement(
+        source="OpenAI spec (nullable fields)",
+        behaviour="null is read as absent",
+    ),
+    "responses.request.tools": Requirement(
+        source="OpenAI spec, Tool (flat); langchain-js sends strict: null",
+        behaviour="function and custom tools are flat, reach the agent as in chats, and other types as they are",
+    ),
+    "responses.request.metadata": Requirement(
+        source="OpenAI spec, Metadata",
+        behaviour="at most 16 pairs, keys of 64 and values of 512 characters; kept, and given to the agent",
+    ),
+    "responses.request.protocol": Requirement(
+        source="one agent for every protocol",
+        behaviour="the agent's request has protocol openai_responses, and parameters under the names of chats too",
+    ),
+    "responses.http.aliases": Requirement(
+        source="wrong base URLs are the most frequent mistake of users",
+        behaviour="the routes stand under every prefix, with and without a trailing slash",
+    ),
+    # --- what is kept
+    "responses.store.retrieve": Requirement(
+        source="OpenAI spec, getResponse; store defaults to true",
+        behaviour="a response can be retrieved as it was answered",
+    ),
+    "responses.store.delete": Requirement(
+        source="OpenAI spec, deleteResponse",
+        behaviour="a deleted response is a 404",
+    ),
+    "responses.store.off": Requirement(
+        source="OpenAI spec, store: false",
+        behaviour="what is not stored cannot be retrieved",
+    ),
+    "responses.store.previous": Requirement(
+        source="OpenAI spec, previous_response_id",
+        behaviour="the agent gets what was said before, and several may go on from one response",
+    ),
+    "responses.store.instructions": Requirement(
+        source="OpenAI spec, instructions: not carried over",
+        behaviour="instructions hold for one response",
+    ),
+    "responses.store.previous-errors": Requirement(
+        source="recorded answers of the OpenAI API; Open Responses",
+        behaviour="an unknown, unstored or deleted response, and one together with a conversation, is a 400",
+    ),
+    "responses.store.item-reference": Requirement(
+        source="AI SDK, which names earlier items by id alone",
+        behaviour="an item_reference is the stored item; an unknown one is a 400",
+    ),
+    "responses.input-items.paging": Requirement(
+        source="OpenAI spec, listInputItems",
+        behaviour="input items are listed by limit, order and after, each with id and status",
+    ),
+    "responses.owner": Requirement(
+        source="OWASP API1, broken object level authorization",
+        behaviour="objects of another caller are answered as if they were not there",
+    ),
+    "responses.conversation.grows": Requirement(
+        source="OpenAI spec, CreateResponse.conversation",
+        behaviour="input and output of a turn are added to its conversation, which the response names",
+    ),
+    "responses.conversation.items": Requirement(
+        source="OpenAI spec, /conversations; Agents SDK OpenAIConversationsSession",
+        behaviour="conversations and their items are made, listed, changed and deleted",
+    ),
+    "responses.conversation.one-turn": Requirement(
+        source="openai-python and openai-node repeat a 409",
+        behaviour="of two turns at once the second waits, or is a 409",
+    ),
+    "responses.input-tokens": Requirement(
+        source="OpenAI spec, getInputTokenCounts",
+        behaviour="an input is counted without running an agent",
+    ),
+    "responses.compact": Requirement(
+        source="OpenAI spec, compactResponse",
+        behaviour="a conversation is packed into an item that can be sent in its place",
+    ),
+    # --- runs
+    "responses.background.polled": Requirement(
+        source="OpenAI guide, Background mode",
+        behaviour="a background response is answered queued at once, and can be polled to its end",
+    ),
+    "responses.background.client-leaves": Requirement(
+        source="OpenAI guide, Background mode",
+        behaviour="a background run goes on without its client",
+    ),
+    "responses.background.cancel": Requirement(
+        source="OpenAI spec, cancelResponse: background only, idempotent",
+        behaviour="a cancelled run stays cancelled and keeps what it said; others cannot be cancelled",
+    ),
+    "responses.background.worker-lost": Requirement(
+        source="issue of every queue without leases: runs that stay in_progress for ever",
+        behaviour="when a process dies its runs fail, or run again elsewhere if that is allowed, never silently twice",
+    ),
+    "responses.resume": Requirement(
+        source="OpenAI spec, getResponse: stream and starting_after",
+        behaviour="a stream goes on behind any event, while the run goes on and afterwards, byte for byte",
+    ),
+    "responses.idempotency-key": Requirement(
+        source="openai-python and openai-node send Idempotency-Key when the user sets it",
+        behaviour="of requests with one key one runs the agent, and all get its answer",
+    ),
+    "responses.websocket": Requirement(
+        source="OpenAI guide, WebSocket mode; openai-python responses.connect()",
+        behaviour="a response is asked for by a message, and its events are messages",
     ),
     # --- models
     "chat.models": Requirement(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import openai
@@ -17,6 +17,7 @@ import pytest
 
 from agentrun_server import AgentRequest, AgentRunServer, OpenAIProtocolHandler
 from agentrun_server.errors import ConfigurationError
+from agentrun_server.server.asgi import Receive, Scope, Send
 from agentrun_server.testing import FakeOpenAI, ToolCallSpec, Turn, UpstreamError, Usage, openai_client
 from scripts.client_envs import python_environment
 from tests.docs.markdown import ROOT
@@ -227,6 +228,87 @@ async def test_own_protocol_stops_the_agent_when_the_client_leaves() -> None:
             writer.close()
             await within(ended.wait())
             await within(writer.wait_closed())
+
+
+async def test_background_goes_on_without_its_client_which_comes_back_and_misses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, bytes]] = []
+    works = asyncio.Event()
+
+    with example("background") as module:
+
+        async def sleep(seconds: float) -> None:
+            if seconds == module.WORK:
+                await works.wait()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                asked.append((scope["method"], scope["query_string"]))
+            await module.server(scope, receive, send)
+
+        monkeypatch.setattr(module, "asyncio", SimpleNamespace(sleep=sleep))
+        said = "# Tea\n" + "".join(f"{number}. {name}\n" for number, name in enumerate(module.CHAPTERS, 1))
+        async with serve(app) as served, _client(served) as client:
+            response_id = await module.ask(client, "Tea")
+            pieces = []
+            async for piece in module.follow(client, response_id):
+                if not pieces:
+                    served.drop_connections()
+                    works.set()
+                pieces.append(piece)
+            assert "".join(pieces) == said
+            assert [method for method, _ in asked] == ["POST", "GET", "GET"]
+            assert b"starting_after" not in asked[1][1]
+            assert re.search(rb"starting_after=\d+", asked[2][1])
+            assert "".join([piece async for piece in module.follow(client, response_id)]) == said
+
+
+async def test_background_has_a_client_that_comes_back_by_the_id(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with example("background") as module:
+        monkeypatch.setattr(module, "WORK", 0.0)
+        async with serve(module.server) as served:
+            monkeypatch.setenv("OPENAI_BASE_URL", f"{served.url}/v1")
+            await module.main("Tea")
+            first = _without_logs(capsys)
+            response_id = first[0].strip("()")
+            assert response_id.startswith("resp_")
+            assert first[1:3] == ["# Tea", "1. Origins"]
+            await module.main(response_id)
+            assert _without_logs(capsys) == first
+
+
+def _without_logs(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("{")]
+
+
+async def test_sessions_keeps_a_list_for_each_conversation() -> None:
+    async def say(client: openai.AsyncOpenAI, text: str, conversation: str = "market") -> str:
+        answer = await client.chat.completions.create(
+            model="m",
+            messages=[{"role": "user", "content": text}],
+            extra_headers={"X-Conversation-Id": conversation},
+        )
+        return answer.choices[0].message.content or ""
+
+    with example("sessions") as module:
+        async with openai_client(module.server) as client:
+            assert await say(client, "two lemons") == "On the list: two lemons."
+            assert await say(client, "salt") == "On the list: two lemons, salt."
+            assert await say(client, "soap", "chemist") == "On the list: soap."
+    with example("sessions") as module:  # started again
+        async with openai_client(module.server) as client:
+            assert (await say(client, "what did I say")).splitlines() == [
+                "user: two lemons",
+                "assistant: On the list: two lemons.",
+                "user: salt",
+                "assistant: On the list: two lemons, salt.",
+            ]
+            assert await say(client, "done") == "Everything is forgotten."
+            assert await say(client, "what did I say") == ""
+            assert await say(client, "tea", "chemist") == "On the list: soap, tea."
 
 
 async def _printed_by_principal(*arguments: str) -> str:

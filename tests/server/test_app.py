@@ -27,6 +27,7 @@ from agentrun_server import (
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
 from tests.support.agents import ASYNC_STREAMS, Witness
 from tests.support.chat_oracle import check_chat_stream, check_completion
+from tests.support.clock import eventually
 from tests.support.raw_client import Headers
 from tests.support.raw_client import Response as Answer
 from tests.support.responses_oracle import check_response, check_response_stream
@@ -286,6 +287,22 @@ async def test_a_client_that_leaves_is_noticed_however_the_server_is_served(way:
             await witness.saw("ended")
         await served.nothing_left()
         assert server._sweeper.active == set()
+        assert server._admission.running == 0
+
+
+@ways
+async def test_a_client_that_leaves_a_response_ends_it_however_the_server_is_served(way: str) -> None:
+    make, prefix = WAYS[way]
+    witness = Witness()
+    server = AgentRunServer(ASYNC_STREAMS["slow clean-up"](witness, 1))
+    async with serve(make(server)) as served:
+        async with served.client() as client:
+            await client.request("POST", f"{prefix}/responses", b'{"model":"m","input":"hi","stream":true}')
+            assert (await client.head()).status == 200
+            await witness.saw("waiting")
+            client.rst()
+            await witness.saw("ended")
+        await eventually(lambda: not server._sweeper.active)
         assert server._admission.running == 0
 
 

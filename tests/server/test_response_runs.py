@@ -1,4 +1,4 @@
-"""Responses whose server has gone: the next one ends them, or runs them again, as if it had been there from the start."""
+"""Responses whose server has gone: the next one ends them or runs them again, as if it had been there all the time."""
 
 import asyncio
 import json
@@ -259,7 +259,7 @@ async def test_a_run_of_an_idempotent_model_is_taken_up_in_the_next_life() -> No
 async def test_a_run_that_was_lost_too_often_is_ended(tmp_path: Path) -> None:
     """Three times; then the agent may be what kills the server."""
     async with life(tmp_path) as gone:
-        record, log = gone.log("said")
+        record, _ = gone.log("said")
         record.body["attempt"] = 3  # type: ignore[index]
     settings: dict[str, Any] = {"idempotent_models": ["*"], "worker_lease": 0.3}
     async with storing({"m": echo}, **settings) as api:

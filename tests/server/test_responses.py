@@ -369,7 +369,8 @@ async def test_a_server_that_drains_takes_nothing_new_and_lets_the_rest_end(spea
             speaker.say("one")
             await reader.until("response.output_text.delta")
             api.server.drain.begin()
-            for fields in ({}, {"stream": True}, {"store": False}):
+            kinds: list[dict[str, Any]] = [{}, {"stream": True}, {"store": False}]
+            for fields in kinds:
                 answer = await api.create(**fields)
                 assert (answer.status, answer.error()["code"]) == (503, "server_shutting_down")
                 assert answer.header("retry-after") == "1"
@@ -507,7 +508,8 @@ async def test_a_turn_that_does_not_come_is_refused(speaker: Speaker, settings: 
         conversation = (await api.ask("POST", "/conversations", {})).json()["id"]
         first = asking(api, conversation=conversation)
         await speaker.started()
-        for fields in ({}, {"stream": True}, {"background": True}):
+        kinds: list[dict[str, Any]] = [{}, {"stream": True}, {"background": True}]
+        for fields in kinds:
             answer = await api.create(conversation=conversation, **fields)
             assert (answer.status, answer.error()["code"]) == (409, "conversation_locked")
             assert answer.header("retry-after") == "1"

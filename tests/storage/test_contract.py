@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from agentrun_server.storage.codec import PAGE_BYTES
 from agentrun_server.storage.contracts import (
     Change,
     ConflictError,
@@ -350,6 +351,25 @@ async def test_a_filtered_list_has_full_pages(store: StoreAndLeases) -> None:
 # --- events
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("fields", [{}, {"kept": "yes"}])
+async def test_a_page_of_large_records_is_shorter(
+    store: StoreAndLeases, order: Literal["asc", "desc"], fields: dict[str, str]
+) -> None:
+    """Who asks for a hundred at once does not get a gigabyte; each page has one at least."""
+    half = "x" * (PAGE_BYTES // 2)
+    sizes = {"a": half, "b": half * 3, "c": half, "d": half, "e": "", "f": ""}
+    await store.commit([create(name, body={"text": text, "kept": "yes"}) for name, text in sizes.items()])
+    pages: list[str] = []
+    after, more = None, True
+    while more:
+        page = await store.list("response", "alice", fields=fields, order=order, after=after, limit=100)
+        assert all(one.size == len(sizes[one.id]) + len('{"text":"","kept":"yes"}') for one in page.records)
+        pages.append("".join(ids(page)))
+        after, more = pages[-1][-1], page.has_more
+    assert pages == (["ab", "cd", "ef"] if order == "asc" else ["fedc", "b", "a"])
+
+
 async def test_events_are_read_after_any_number(store: StoreAndLeases) -> None:
     data = [b"", b"a\0b", b"\xff", b"", b"long" * 1000, b"\x00\x00\x00\x01", b"end"]
     await store.commit([create("r"), append("r", 0, *data[:3])])
@@ -387,6 +407,20 @@ async def test_of_two_who_append_the_same_number_one_does(store: StoreAndLeases)
     log = await everything(store, "r")
     assert [event.number for event in log] == list(range(40))
     assert all(log[number].data == log[number + 1].data for number in range(0, 40, 2))
+
+
+async def test_no_more_bytes_of_a_log_are_read_than_are_wanted(store: StoreAndLeases) -> None:
+    """At least one event, and behind those that reach the bound none."""
+    await store.commit([create("r"), append("r", 0, b"aa", b"bb"), append("r", 2, b"cc"), append("r", 3, b"dddd")])
+    log = [Event(number, data) for number, data in enumerate([b"aa", b"bb", b"cc", b"dddd"])]
+    for after in range(-1, 4):
+        for most in (1, 2, 3, 5, 100):
+            got = list(await store.events("r", after, max_bytes=most))
+            assert got == log[after + 1 :][: len(got)]
+            assert bool(got) == (after < 3)
+            assert sum(len(event.data) for event in got[:-1]) < most
+    assert await store.events("r", -1, max_bytes=100) == log
+    assert await store.events("r", -1, 2, max_bytes=100) == log[:2]
 
 
 async def test_a_long_log_is_read_in_pages_and_from_its_end(store: StoreAndLeases) -> None:

@@ -5,7 +5,7 @@ Who calls is the text of the bearer token, so that a test can be two callers.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -90,7 +90,11 @@ class _Front:
 
 
 def keeping(
-    agent: AgentCallable, *, memory: str | None = None, meter: Meter | None = None, **settings: Any
+    agent: AgentCallable | Mapping[str, AgentCallable],
+    *,
+    memory: str | None = None,
+    meter: Meter | None = None,
+    **settings: Any,
 ) -> AgentRunServer:
     """Return a server whose store is that of the test; `memory` turns sessions on."""
     config = ServerConfig(**{"store_durable": False, **settings})

@@ -62,6 +62,17 @@ class PostgresServer:
             "pg_ctl", "start", "--wait", "--pgdata", str(self._folder / "data"), "--log", log, "--options", options
         )
 
+    async def database(self, name: str) -> str:
+        """Make an empty database; return its URL."""
+        import asyncpg  # type: ignore[import-untyped]
+
+        connection = await asyncpg.connect(self.url)
+        try:
+            await connection.execute(f"CREATE DATABASE {name}")
+        finally:
+            await connection.close()
+        return self.url.replace("/postgres?", f"/{name}?")
+
     def stop(self) -> None:
         """End it at once, if it runs: connections are cut."""
         if (self._folder / "data" / "postmaster.pid").exists():

@@ -51,6 +51,11 @@ class Served:
         """How many requests are being answered."""
         return len(self._server.server_state.tasks)
 
+    def drop_connections(self) -> None:
+        """Reset every connection, as a network does that goes away."""
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
+
     def client(self, *, receive_buffer: int | None = None) -> RawClient:
         """Return a client; ``async with`` connects it."""
         return RawClient(self.port, receive_buffer=receive_buffer)

@@ -2,19 +2,19 @@
 
 ``encrypted_content`` is opaque to clients by definition. Here it is the items as compressed JSON: nothing of the
 conversation is lost, and it holds nothing that its owner did not have. It is no secret and no proof: a client may write
-one of its own, as it may write any history.
+one of its own, as it may write any history. So what a request unpacks has a bound, for all its compactions together.
 """
 
 import base64
 import binascii
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentrun_server.protocols.fields import invalid
 from agentrun_server.protocols.json_text import dumps
-from agentrun_server.protocols.openai_responses.items import Item, read_items
+from agentrun_server.protocols.openai_responses.items import MAX_BYTES, Item, read_items
 
 __all__ = ["compact", "expand"]
 
@@ -29,38 +29,49 @@ def compact(items: Sequence[Item], new_id: Callable[[str], str]) -> Item:
 
 
 def expand(
-    items: Sequence[Item], new_id: Callable[[str], str], *, max_items: int, max_bytes: int = 16 * 1024 * 1024
+    items: Sequence[Item], new_id: Callable[[str], str], *, max_items: int, max_bytes: int = MAX_BYTES
 ) -> list[Item]:
     """Return `items` with the items of each compaction in its place.
 
     Raises:
-        InvalidRequestError: a compaction is not from this server, or holds more than the limits allow.
+        InvalidRequestError: a compaction is not from this server, or all hold more than the limits allow.
     """
-    expanded = [part for item in items for part in _expanded(item, new_id, max_items, max_bytes)]
-    if len(expanded) > max_items:
-        invalid("input", f"expected at most {max_items} items, with those of a compaction.", "array_above_max_length")
+    expanded: list[Item] = []
+    left = max_bytes
+    for item in items:
+        if item["type"] == "compaction":
+            text = _unpack(item["encrypted_content"], left)
+            left -= len(text)
+            expanded += _read(text, new_id, max_items)
+        else:
+            expanded.append(item)
+        if len(expanded) > max_items:
+            invalid(
+                "input", f"expected at most {max_items} items, with those of a compaction.", "array_above_max_length"
+            )
     return expanded
 
 
-def _expanded(item: Item, new_id: Callable[[str], str], max_items: int, max_bytes: int) -> Iterator[Item]:
-    if item["type"] != "compaction":
-        yield item
-        return
-    for inner in read_items(_unpack(item["encrypted_content"], max_bytes), new_id, max_items=max_items):
-        if inner["type"] in ("compaction", "item_reference"):  # never written by `compact`
-            invalid("input", "a compaction item is damaged.", "invalid_compaction")
-        yield inner
+def _read(text: bytes, new_id: Callable[[str], str], max_items: int) -> list[Item]:
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        invalid("input", "a compaction item is damaged.", "invalid_compaction")
+    items = read_items(value, new_id, max_items=max_items)
+    if any(item["type"] in ("compaction", "item_reference") for item in items):  # never written by `compact`
+        invalid("input", "a compaction item is damaged.", "invalid_compaction")
+    return items
 
 
-def _unpack(content: str, max_bytes: int) -> Any:
+def _unpack(content: str, max_bytes: int) -> bytes:
     if not content.startswith(_MARK):
         invalid("input", "a compaction item is not from this server.", "invalid_compaction")
     stream = zlib.decompressobj()
     try:
         packed = base64.b64decode(content[len(_MARK) :].encode("ascii"), b"-_", validate=True)
-        text = stream.decompress(packed, max_bytes)  # however much it claims to hold
-        if not stream.eof:
-            invalid("input", "a compaction item is damaged or too long.", "invalid_compaction")
-        return json.loads(text)
-    except (binascii.Error, zlib.error, ValueError, RecursionError):
+        text = stream.decompress(packed, max(max_bytes, 1))  # however much it claims to hold; 0 would be no bound
+    except (binascii.Error, zlib.error, ValueError):
         invalid("input", "a compaction item is damaged.", "invalid_compaction")
+    if not stream.eof:
+        invalid("input", "a compaction item is damaged or too long.", "invalid_compaction")
+    return text

@@ -2,18 +2,21 @@
 
 Clients send items in many forms: messages without a type, calls without status, their own output without annotations,
 references by a bare id. After `read_items` there is one form of each, the one in which items are stored and listed.
+
+A request of a few bytes can mean a lot: items by reference, again and again, or packed into a compaction. What it means
+in either way has a bound in bytes (`MAX_BYTES`), and so has the history before it.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final, NoReturn
 
 from agentrun_server.errors import InvalidRequestError
 from agentrun_server.protocols.fields import array, boolean, check_finite, choice, mapping, missing, text, wrong_type
 from agentrun_server.protocols.openai_responses.fields import identifier
 from agentrun_server.protocols.openai_responses.parts import input_text, read_content
 
-__all__ = ["PREFIXES", "Item", "read_items", "references", "resolve"]
+__all__ = ["MAX_BYTES", "PREFIXES", "Item", "read_items", "references", "refuse_size", "resolve", "size_of"]
 
 Item = dict[str, Any]
 """An item of a conversation, in the shape of the Responses API; ``type`` is always there."""
@@ -32,6 +35,9 @@ PREFIXES: Mapping[str, str] = {
     "compaction": "cmp_",
 }
 """How the ids of each type begin; those of other types begin with ``item_``."""
+
+MAX_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of items, as JSON in ASCII, that a request may have from elsewhere."""
 
 _STATUSES = ("in_progress", "completed", "incomplete")
 
@@ -60,9 +66,11 @@ def resolve(items: Sequence[Item], known: Mapping[str, Item], *, param: str = "i
     """Return `items` with each reference replaced by the item it means.
 
     Raises:
-        InvalidRequestError: `known` lacks one.
+        InvalidRequestError: `known` lacks one, or all together are larger than `MAX_BYTES`.
     """
     resolved: list[Item] = []
+    sizes: dict[str, int] = {}
+    left = MAX_BYTES
     for item in items:
         if item["type"] == "item_reference":
             if item["id"] not in known:
@@ -72,8 +80,27 @@ def resolve(items: Sequence[Item], known: Mapping[str, Item], *, param: str = "i
                     param=param,
                 )
             item = known[item["id"]]  # noqa: PLW2901 - the same item, in full
+            if item["id"] not in sizes:
+                sizes[item["id"]] = size_of(item)
+            left -= sizes[item["id"]]
+            if left < 0:
+                refuse_size(param)
         resolved.append(item)
     return resolved
+
+
+def size_of(item: Item) -> int:
+    """Return the bytes of an item as JSON in ASCII."""
+    return len(json.dumps(item))
+
+
+def refuse_size(param: str = "input") -> NoReturn:
+    """Raise the answer to who refers to more than `MAX_BYTES`."""
+    raise InvalidRequestError(
+        f"The items that '{param}' refers to are larger than {MAX_BYTES} bytes together.",
+        code="context_length_exceeded",
+        param=param,
+    )
 
 
 def _read_item(value: Any, here: str, new_id: Callable[[str], str]) -> Item:

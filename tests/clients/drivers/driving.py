@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 BASE_URL = sys.argv[1]
+API_KEY = os.environ.get("OPENAI_API_KEY", "test")
 SCENARIO_LIMIT = 30
 """Seconds after which a scenario is given up."""
 
@@ -64,7 +65,8 @@ def ask_ledger(do: str, key: str) -> dict[str, int]:
     """Ask the server what became of the runs of `key`, without any client library."""
     order = json.dumps({"do": do, "key": key})
     body = json.dumps({"model": "ledger", "messages": [{"role": "user", "content": order}]}).encode()
-    request = urllib.request.Request(f"{BASE_URL}/chat/completions", body, {"content-type": "application/json"})
+    headers = {"content-type": "application/json", "authorization": f"Bearer {API_KEY}"}
+    request = urllib.request.Request(f"{BASE_URL}/chat/completions", body, headers)
     with urllib.request.urlopen(request, timeout=SCENARIO_LIMIT) as response:
         answer: dict[str, int] = json.loads(json.load(response)["choices"][0]["message"]["content"])
     return answer

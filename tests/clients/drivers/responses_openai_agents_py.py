@@ -23,12 +23,12 @@ from agents import (
     function_tool,
     set_tracing_disabled,
 )
-from driving import BASE_URL, Weather, cancelled, leaks, main, new_key, release, runs, scenario
+from driving import API_KEY, BASE_URL, Weather, cancelled, leaks, main, new_key, release, runs, scenario
 from openai import APIError, AsyncOpenAI, BadRequestError, NotFoundError
 from pydantic import BaseModel
 
 set_tracing_disabled(True)  # traces go to OpenAI
-client = AsyncOpenAI(base_url=BASE_URL, api_key="test", timeout=20)
+client = AsyncOpenAI(base_url=BASE_URL, api_key=API_KEY, timeout=20)
 
 
 class CityWeather(BaseModel):

@@ -6,7 +6,7 @@ import re
 import uuid
 from typing import Any
 
-from driving import BASE_URL, Weather, cancelled, leaks, main, new_key, release, runs, scenario
+from driving import API_KEY, BASE_URL, Weather, cancelled, leaks, main, new_key, release, runs, scenario
 from openai import NotFoundError
 from pydantic import BaseModel
 from pydantic_ai import Agent, NativeOutput
@@ -28,7 +28,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.models.openai import OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-provider = OpenAIProvider(base_url=BASE_URL, api_key="test")
+provider = OpenAIProvider(base_url=BASE_URL, api_key=API_KEY)
 
 
 class CityWeather(BaseModel):

@@ -4,6 +4,7 @@ import { randomUUID } from 'node:crypto'
 import { writeSync } from 'node:fs'
 
 export const BASE_URL = process.argv[2]
+export const API_KEY = process.env.OPENAI_API_KEY ?? 'test'
 export const SCENARIO_LIMIT = 30_000
 
 const WEATHER = { Paris: '21 °C', Rome: '24 °C' }
@@ -38,16 +39,22 @@ export class Weather {
 /** A first message by which the ledger tells this run from others. */
 export const newKey = () => `run ${randomUUID()}`
 
-/** Ask the server what became of the runs of `key`, without any client library. */
-async function askLedger(order, key) {
-  const content = JSON.stringify({ do: order, key })
-  const response = await fetch(`${BASE_URL}/chat/completions`, {
-    method: 'POST',
-    headers: { 'content-type': 'application/json' },
-    body: JSON.stringify({ model: 'ledger', messages: [{ role: 'user', content }] }),
+/** Make a request without any client library. */
+export async function plainly(path, body) {
+  const response = await fetch(`${BASE_URL}${path}`, {
+    method: body ? 'POST' : 'GET',
+    headers: { 'content-type': 'application/json', authorization: `Bearer ${API_KEY}` },
+    body: JSON.stringify(body),
     signal: AbortSignal.timeout(SCENARIO_LIMIT),
   })
-  return JSON.parse((await response.json()).choices[0].message.content)
+  return { status: response.status, body: await response.json() }
+}
+
+/** Ask the server what became of the runs of `key`. */
+async function askLedger(order, key) {
+  const content = JSON.stringify({ do: order, key })
+  const { body } = await plainly('/chat/completions', { model: 'ledger', messages: [{ role: 'user', content }] })
+  return JSON.parse(body.choices[0].message.content)
 }
 
 export const runs = async (key) => (await askLedger('read', key)).started

@@ -7,6 +7,7 @@ import { ChatOpenAI, customTool } from '@langchain/openai'
 import { z } from 'zod'
 
 import {
+  API_KEY,
   BASE_URL,
   WEATHER_TOOL,
   Weather,
@@ -14,6 +15,7 @@ import {
   leaks,
   main,
   newKey,
+  plainly,
   release,
   runs,
   scenario,
@@ -23,7 +25,7 @@ import {
 const chat = (model, options = {}) =>
   new ChatOpenAI({
     model,
-    apiKey: 'test',
+    apiKey: API_KEY,
     timeout: 20_000,
     maxRetries: 0,
     useResponsesApi: true,
@@ -31,13 +33,6 @@ const chat = (model, options = {}) =>
     ...options,
   })
 const unstored = { zdrEnabled: true } // sends store: false
-
-/** Make a request without LangChain. */
-async function plainly(path, body) {
-  const method = body ? 'POST' : 'GET'
-  const response = await fetch(`${BASE_URL}${path}`, { method, body: JSON.stringify(body) })
-  return { status: response.status, body: await response.json() }
-}
 
 async function collect(stream) {
   let whole

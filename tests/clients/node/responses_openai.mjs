@@ -8,6 +8,7 @@ import { zodTextFormat } from 'openai/helpers/zod'
 import { z } from 'zod'
 
 import {
+  API_KEY,
   BASE_URL,
   FLAT_WEATHER_TOOL,
   Weather,
@@ -20,7 +21,7 @@ import {
   scenario,
 } from './driving.mjs'
 
-const client = new OpenAI({ baseURL: BASE_URL, apiKey: 'test', timeout: 20_000 })
+const client = new OpenAI({ baseURL: BASE_URL, apiKey: API_KEY, timeout: 20_000 })
 const { responses, conversations } = client
 const tools = [{ ...FLAT_WEATHER_TOOL, strict: false }]
 const codeTools = [{ type: 'custom', name: 'run_code', description: 'Runs Python' }]
@@ -633,7 +634,7 @@ scenario('too_late', async () => {
 scenario('headers', async () => {
   const { data, response, request_id } = await ask('echo').withResponse()
   return {
-    x_request_id: request_id.startsWith('req_'),
+    x_request_id: Boolean(request_id),
     version: response.headers.get('openai-version'),
     milliseconds: /^\d+$/.test(response.headers.get('openai-processing-ms')),
     text: data.output_text,

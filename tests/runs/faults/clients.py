@@ -39,6 +39,7 @@ DONE: Final = b"data: [DONE]\n\n"
 LOST: Final = (OSError, EOFError)
 """What a client meets whose server is gone."""
 TERMINAL: Final = frozenset({"completed", "failed", "incomplete", "cancelled"})
+_SHOWN_LOG: Final = 4000
 _LONGEST: Final = 60.0
 """Seconds that a client waits for the next byte."""
 
@@ -236,7 +237,11 @@ class Place:
         if preload:
             env |= {"LD_PRELOAD": preload, "FAULTS_BROKEN_SYNC": str(Path(preload).parent / "broken")}
         async with serve_process("-m", "tests.runs.faults.server", cwd=self.folder, env=env) as process:
-            yield Replica(process)
+            try:
+                yield Replica(process)
+            except BaseException as exc:
+                exc.add_note(f"the log of the server on {process.port}:\n{process.log[-_SHOWN_LOG:]}")
+                raise
 
 
 class Replica:
