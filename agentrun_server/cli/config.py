@@ -26,6 +26,7 @@ from agentrun_server.cli.settings import (
 )
 from agentrun_server.config import ENV_PREFIX, ServerConfig
 from agentrun_server.errors import ConfigurationError
+from agentrun_server.storage.opening import HIDDEN, shown_storage_url, shown_url
 
 __all__ = ["Row", "config_command", "effective"]
 
@@ -37,16 +38,11 @@ class Row:
     """One setting as it stands."""
 
     setting: Setting
-    value: Any
+    value: Any = dataclasses.field(repr=False)
+    shown: Any
+    """The value as it may be shown."""
     origin: Origin
     variable: str
-
-    @property
-    def shown(self) -> str:
-        """The value, masked when it is a secret."""
-        if self.value is not None and self.setting.secret:
-            return "********"
-        return value_text(self.value)
 
 
 def effective(environ: Mapping[str, str], origins: Origins) -> list[Row]:
@@ -58,8 +54,18 @@ def effective(environ: Mapping[str, str], origins: Origins) -> list[Row]:
     rows: list[Row] = []
     for setting in _SETTINGS:
         variable, origin = origin_of(setting, environ, origins)
-        rows.append(Row(setting, resolve(setting, environ), origin, variable))
+        value = resolve(setting, environ)
+        rows.append(Row(setting, value, _shown(setting, value, environ), origin, variable))
     return rows
+
+
+def _shown(setting: Setting, value: Any, environ: Mapping[str, str]) -> Any:
+    """Return `value` with what is secret hidden; of a URL the rest is shown, and of a store where it is."""
+    if value is None or not setting.secret:
+        return value
+    if setting.name == "store_url":
+        return shown_storage_url(value, environ)
+    return shown_url(value) if setting.name.endswith("_url") else HIDDEN
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -109,13 +115,12 @@ def _check_together(rows: list[Row]) -> None:
 
 
 def _as_json(row: Row) -> dict[str, Any]:
-    value = row.shown if row.shown == "********" else row.value
-    return {"value": value, "source": row.origin, "variable": row.variable or row.setting.variable}
+    return {"value": row.shown, "source": row.origin, "variable": row.variable or row.setting.variable}
 
 
 def _print_table(rows: list[Row]) -> None:
     width = max(len(row.setting.name) for row in rows)
-    value_width = min(max(len(row.shown) for row in rows), 40)
+    value_width = min(max(len(value_text(row.shown)) for row in rows), 40)
     sections: dict[str, list[Row]] = {}
     for row in rows:
         sections.setdefault(row.setting.section, []).append(row)
@@ -123,4 +128,4 @@ def _print_table(rows: list[Row]) -> None:
         click.echo(("\n" if number else "") + section)
         for row in members:
             source = row.origin if row.origin in ("default", "flag") else f"{row.origin} {row.variable}"
-            click.echo(f"  {row.setting.name:<{width}}  {row.shown:<{value_width}}  {source}")
+            click.echo(f"  {row.setting.name:<{width}}  {value_text(row.shown):<{value_width}}  {source}")

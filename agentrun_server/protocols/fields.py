@@ -15,6 +15,8 @@ __all__ = [
     "anything",
     "array",
     "boolean",
+    "check_amount",
+    "check_density",
     "check_finite",
     "choice",
     "integer",
@@ -30,7 +32,14 @@ __all__ = [
 Check = Callable[[Any, str], Any]
 
 _MAX_INTEGER = 2**53
+_CONTAINERS = (dict, list)
 _MAX_DEPTH = 256
+_SMALL = 64 * 1024
+"""Bytes of JSON that hold no more values than there may be."""
+_MAX_VALUES = 128 * 1024
+"""Ten times what a conversation of 2048 messages with tool calls has; a body of ten megabytes could have millions."""
+_MAX_BRACKETS = 1024 * 1024
+"""Brackets in a body, those in its texts included: one in ten bytes of the longest body, more than code or JSON has."""
 _NAMES: Mapping[type, str] = {
     str: "a string", bool: "a boolean", int: "an integer", float: "a decimal number",
     list: "an array", dict: "an object", type(None): "null",
@@ -160,6 +169,34 @@ def metadata(value: Any, param: str) -> dict[str, str]:
     return pairs
 
 
+def check_density(text: bytes | bytearray) -> None:
+    """Refuse JSON whose parsing alone would take long: what it holds is counted by `check_amount` then."""
+    if len(text) > _SMALL and text.count(b"{") + text.count(b"[") > _MAX_BRACKETS:
+        _refuse_amount()
+
+
+def check_amount(value: Any, text: bytes | bytearray) -> None:
+    """Refuse what was parsed from `text` when it has too many values: each costs a thousand times what a letter does."""
+    # Before each value stands one of these; most are in texts, and then it takes a closer look.
+    if len(text) <= _SMALL or sum(map(text.count, (b",", b"{", b"["))) <= _MAX_VALUES:
+        return
+    left = _MAX_VALUES
+    containers: list[Any] = [value]
+    while containers:
+        one = containers.pop()
+        left -= len(one)
+        if left < 0:
+            _refuse_amount()
+        values = one.values() if isinstance(one, dict) else one
+        containers += [item for item in values if isinstance(item, _CONTAINERS)]
+
+
+def _refuse_amount() -> NoReturn:
+    raise InvalidRequestError(
+        f"The body of your request holds too many values. Expected at most {_MAX_VALUES}.", code="too_many_values"
+    )
+
+
 def check_finite(value: Any, depth: int = _MAX_DEPTH) -> None:
     """Refuse what nobody else checks and no JSON is any more: numbers like 1e999, which are infinite in Python.
 
@@ -168,7 +205,7 @@ def check_finite(value: Any, depth: int = _MAX_DEPTH) -> None:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise InvalidRequestError("A number in the body of your request is too large.", code="invalid_json")
-    elif isinstance(value, (dict, list)):
+    elif isinstance(value, _CONTAINERS):
         if depth == 0:
             raise InvalidRequestError("The body of your request is nested too deeply.", code="invalid_json")
         for item in value.values() if isinstance(value, dict) else value:

@@ -53,7 +53,7 @@ class Execution:
     """A run as the server looks after it. `Sweeper` calls `check` every so often, `stop` ends it from outside."""
 
     __slots__ = (
-        "__weakref__", "_config", "_release", "abandoned", "first_event", "last_write", "meter", "request",
+        "__weakref__", "_config", "_release", "abandoned", "first_event", "last_write", "meter", "reads_log", "request",
         "request_id", "run", "run_started", "stopped_at", "task", "used",
     )  # fmt: skip
 
@@ -72,6 +72,8 @@ class Execution:
         self.last_write = 0.0
         self.stopped_at = 0.0
         self.abandoned = False
+        self.reads_log = False
+        """It only shows what another run has said, and has no time limits."""
 
     def enter(self, release: Callable[[], None]) -> None:
         """Begin the run; `release` gives its place back, and is called once."""

@@ -83,12 +83,14 @@ def read_claim(headers: Headers, owner: str, route: str, body: bytes, ttl: float
     """Return what the request claims by its header; None without one.
 
     Raises:
-        InvalidRequestError: the key is empty, too long, or not of printable ASCII.
+        InvalidRequestError: the key is empty, too long, or not of printable ASCII; or there are two.
     """
     value = headers.first.get(HEADER)
     if value is None:
         return None
     key = value.decode("latin-1")
+    if len(set(headers.getlist("Idempotency-Key"))) > 1:
+        raise InvalidRequestError("There is more than one Idempotency-Key.", param="Idempotency-Key")
     if not _KEY.fullmatch(key):
         raise InvalidRequestError(
             "Idempotency-Key must have 1 to 255 printable ASCII characters.", param="Idempotency-Key"

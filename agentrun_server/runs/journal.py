@@ -99,7 +99,7 @@ class Journal:
         self.closed = False
         """Nothing more will be written."""
         self.settled = False
-        """The end is in the store, or will be written by somebody else."""
+        """The end is in the store."""
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._proceeds = False

@@ -163,8 +163,25 @@ class StoredSession:
         if count == 0:
             return []
         store = await self._store()
-        page = await store.list(_MESSAGE, self._owner, parent=self._record_id, limit=count, order="desc")
-        return [Message(record.body) for record in reversed(page.records)]
+        newest: list[Message] = []
+        after: str | None = None
+        while len(newest) < count:  # a page may end before its limit
+            try:
+                page = await store.list(
+                    _MESSAGE,
+                    self._owner,
+                    parent=self._record_id,
+                    after=after,
+                    limit=count - len(newest),
+                    order="desc",
+                )
+            except KeyError:
+                break  # what is older has been forgotten just now
+            newest += [Message(record.body) for record in page.records]
+            if not page.has_more:
+                break
+            after = page.records[-1].id
+        return newest[::-1]
 
     def append(self, *messages: Message | Mapping[str, Any]) -> None:
         """Add messages to what was said, all or none."""

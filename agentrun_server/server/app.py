@@ -51,7 +51,7 @@ from agentrun_server.server.exchange import (
 from agentrun_server.server.front import VERIFY_PATH, authentication, rate_limit, verify
 from agentrun_server.server.origin import OriginGuard
 from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler, caller
-from agentrun_server.server.resources import resource
+from agentrun_server.server.resources import ResourceCall, resource
 from agentrun_server.server.response_reading import ResponseReading
 from agentrun_server.server.responses import ResponsesHandler
 from agentrun_server.server.responses_socket import ResponsesSocket
@@ -218,6 +218,9 @@ class AgentRunServer:
         StoredResponses(services, storage, _not_stopped if runs is None else runs.delete).add_to(routes)
         if runs is not None:
             ResponseReading(services, runs).add_to(routes)
+        else:
+            for method, path in (("GET", "/responses/{response_id}"), ("POST", "/responses/{response_id}/cancel")):
+                routes.add(method, path, resource(_nothing_to_show, services))
 
     def _add(self, path: str, method: str, handler: ASGIApp) -> None:
         self._routes[path] = self._routes[f"{path}/"] = (method, handler)
@@ -495,6 +498,10 @@ def unknown_url() -> NotFoundError:
 
 
 async def _nothing_stored() -> Storage:
+    raise NotFoundError("This server stores nothing.", code="storage_disabled")
+
+
+async def _nothing_to_show(_: ResourceCall) -> dict[str, Any]:
     raise NotFoundError("This server stores nothing.", code="storage_disabled")
 
 

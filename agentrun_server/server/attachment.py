@@ -45,7 +45,7 @@ class Attachment(Execution):
 
     __slots__ = (
         "_beat", "_receive", "_send", "_watcher", "blocked_since", "body_received", "body_started", "disconnected",
-        "encode_error", "exchange", "finished", "is_watched", "reads_log", "started",
+        "encode_error", "exchange", "finished", "is_watched", "started",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig) -> None:
@@ -67,8 +67,6 @@ class Attachment(Execution):
         self.finished = False
         """The last byte has been sent, or nothing more will be."""
         self.disconnected = False
-        self.reads_log = False
-        """The run is not its own: it reads what that one has said, and has no time limits."""
 
     # --- the request
 

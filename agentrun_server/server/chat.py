@@ -222,8 +222,7 @@ class ChatHandler(RecordedHandler):
         if question.request.stream:
             await attachment.finish(b"".join(last).decode())
         else:
-            assert script.answer is not None, "it is whole"
-            await attachment.answer(200, script.answer.encode())
+            await attachment.answer(200, script.whole().encode())
 
     async def _perform(self, attachment: Attachment, question: "_Question", script: ChatScript) -> list[bytes]:
         await self._enter(attachment)
@@ -301,7 +300,7 @@ class ChatHandler(RecordedHandler):
             goes_on=True,  # who sends a key means to come again for the answer
             end="",
             encode_error=_encode_error,
-            whole=lambda: str(script.answer),
+            whole=script.whole,
         )
 
     async def _take_turn(self, session: RequestSession, run: str) -> None:

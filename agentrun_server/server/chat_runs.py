@@ -92,6 +92,17 @@ class ChatScript:
         self.answer = encoder.completion(id=self._id, created=self._created, model=self._model, usage=self.usage())
         return []
 
+    def whole(self) -> str:
+        """Return the completion as JSON text, when it has ended.
+
+        Raises:
+            APIError: it has failed.
+        """
+        if self._error is not None:
+            raise self._error
+        assert self.answer is not None, "it is whole"
+        return self.answer
+
     def open(self) -> list[bytes]:
         """Write nothing: a chat answer has no beginning of its own."""
         return []

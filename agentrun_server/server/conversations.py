@@ -49,7 +49,7 @@ class Conversations:
 
     async def create(self, call: ResourceCall) -> dict[str, Any]:
         """Make a conversation, with its first items."""
-        items, metadata = decode_conversation(await call.json(), self._new_id)
+        items, metadata = await call.decoded(lambda body: decode_conversation(body, self._new_id))
         store = await self._store()
         items = await _in_full(store, items, call.owner)
         record = Record(kind="conversation", id=self._new_id("conv_"), owner=call.owner, body={"metadata": metadata})
@@ -81,7 +81,7 @@ class Conversations:
 
     async def add_items(self, call: ResourceCall) -> dict[str, Any]:
         """Add items at the end."""
-        items = decode_items(await call.json(), self._new_id)
+        items = await call.decoded(lambda body: decode_items(body, self._new_id))
         record = await self._find(call)
         store = await self._store()
         items = await _in_full(store, items, call.owner)
@@ -159,7 +159,8 @@ def _not_found(conversation_id: str, param: str | None = None) -> NotFoundError:
 
 async def _in_full(store: Store, items: Sequence[Item], owner: str) -> list[Item]:
     """Return `items` with those in place of references that they mean."""
-    return resolve(items, await resolve_references(store, references(items), owner), param="items")
+    known = await resolve_references(store, references(items), owner, param="items")
+    return resolve(items, known, param="items")
 
 
 def _shown(record: Record) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from agentrun_server.observability.logs import get_logger
+from agentrun_server.runs.execution import Execution
 from agentrun_server.runs.run import StopReason
 from agentrun_server.runs.sweeper import Sweeper
 from agentrun_server.server.admission import Admission
@@ -31,6 +32,8 @@ __all__ = ["TRANSITIONS", "Drain", "DrainState"]
 logger = get_logger("agentrun_server.drain")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_READERS_WAIT = 1.0
+"""Seconds in which a run that was stopped is written down and its readers have seen how it ended."""
 
 
 class DrainState(Enum):
@@ -136,9 +139,21 @@ class Drain:
     def _end_runs(self) -> None:
         self._move(DrainState.ENDING)
         logger.warning("drain timeout: ending open runs", extra={"open": len(self._sweeper.active)})
+        readers = []
         for execution in tuple(self._sweeper.active):
-            execution.stop(StopReason.SHUTDOWN)
-        self._timer = asyncio.get_running_loop().call_later(self._grace, self._emptied)
+            if execution.reads_log:
+                readers.append(execution)
+            else:
+                execution.stop(StopReason.SHUTDOWN)
+        loop = asyncio.get_running_loop()
+        # What runs here writes its own end into its log, and its readers see that one. Others must be told.
+        loop.call_later(min(_READERS_WAIT, self._grace / 2), self._end_readers, readers)
+        self._timer = loop.call_later(self._grace, self._emptied)
+
+    def _end_readers(self, readers: list[Execution]) -> None:
+        for reader in readers:
+            if reader in self._sweeper.active:
+                reader.stop(StopReason.SHUTDOWN)
 
     def _emptied(self) -> None:
         if self.state is not DrainState.DRAINED:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from agentrun_server.config import ServerConfig
@@ -14,7 +15,6 @@ from agentrun_server.core.request import Headers
 from agentrun_server.errors import InvalidRequestError, NotFoundError
 from agentrun_server.invoker.agent import Agent
 from agentrun_server.protocols.openai_chat.decode import parse_json
-from agentrun_server.protocols.openai_responses.compaction import expand
 from agentrun_server.protocols.openai_responses.decode import ResponsesCall, decode
 from agentrun_server.protocols.openai_responses.items import Item, references, resolve
 from agentrun_server.protocols.openai_responses.messages import to_messages
@@ -30,6 +30,7 @@ from agentrun_server.runs.history import (
 from agentrun_server.runs.registry import Runs
 from agentrun_server.runs.response_entry import KIND
 from agentrun_server.server.agents import Agents
+from agentrun_server.server.aside import aside, expanded
 from agentrun_server.server.resources import owner_of
 from agentrun_server.storage.contracts import ConflictError, Record, Store, Update
 
@@ -77,16 +78,7 @@ class QuestionReader:
             StorageError: what it refers to cannot be read now.
         """
         made: set[str] = set()
-        raw = parse_json(body)
-        # `decode` uses it up.
-        kept = parse_json(body) if raw.get("background") is True else None
-        call = decode(
-            raw,
-            headers,
-            self._recording_ids(made),
-            max_items=self._config.max_messages,
-            strict_fields=self._config.strict_fields,
-        )
+        call, kept = await aside(partial(self._decode, body, headers, made), len(body))
         call.request.principal, call.request.request_id = principal, request_id
         agent = self._agents.find(call.request.model, principal)
         if self._runs is None and call.store:
@@ -97,6 +89,20 @@ class QuestionReader:
             call = replace(call, store=False, echo={**call.echo, "store": False})
         question = Question(call=call, agent=agent, owner=owner_of(principal), made=frozenset(made), body=kept)
         return await self.with_context(question)
+
+    def _decode(self, body: bytes, headers: Headers, made: set[str]) -> tuple[ResponsesCall, dict[str, Any] | None]:
+        """Return the request, and what was sent when another worker may have to read it again."""
+        raw = parse_json(body)
+        # `decode` uses it up.
+        kept = parse_json(body) if raw.get("background") is True else None
+        call = decode(
+            raw,
+            headers,
+            self._recording_ids(made),
+            max_items=self._config.max_messages,
+            strict_fields=self._config.strict_fields,
+        )
+        return call, kept
 
     async def with_context(self, question: Question) -> Question:
         """Return `question` with what was said before it, as it is now.
@@ -112,7 +118,7 @@ class QuestionReader:
             store = (await self._runs.storage()).store
         known = await resolve_references(store, referred, owner) if store is not None and referred else {}
         max_items = self._config.max_messages
-        items = expand(resolve(call.items, known), self._recording_ids(made), max_items=max_items)
+        items = await expanded(resolve(call.items, known), self._recording_ids(made), max_items=max_items)
         if call.conversation is not None:  # each becomes an item of the conversation, which is asked for by its id
             items = renamed(items, (), self._recording_ids(made))
         context: list[Item] = []
@@ -122,7 +128,7 @@ class QuestionReader:
             context, history = await self._before_response(store, call.previous_response_id, owner, room)
         elif call.conversation is not None:
             context = await self._before_turn(store, call.conversation, owner, room)
-        context = expand(context, self._new_id, max_items=max_items)
+        context = await expanded(context, self._new_id, max_items=max_items)
         call.request.messages = to_messages([*context, *items], call.instructions)
         return replace(question, items=items, made=frozenset(made), history=history)
 

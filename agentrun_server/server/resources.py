@@ -6,7 +6,7 @@ Every object belongs to an owner; what belongs to somebody else is not there.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
 from agentrun_server.core.request import Headers
@@ -17,6 +17,7 @@ from agentrun_server.protocols.openai_chat.decode import parse_json
 from agentrun_server.runs.run import StopReason
 from agentrun_server.runs.sweeper import Sweeper
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
+from agentrun_server.server.aside import aside
 from agentrun_server.server.attachment import Attachment, ClientLeftError
 from agentrun_server.server.exchange import principal_of
 from agentrun_server.server.handler import check_media_type, storage_unavailable
@@ -26,6 +27,8 @@ from agentrun_server.storage.contracts import SchemaVersionError, StorageUnavail
 __all__ = ["Resource", "ResourceCall", "owner_of", "read_query", "resource"]
 
 logger = get_logger("agentrun_server.server")
+
+T = TypeVar("T")
 
 _MAX_QUERY_FIELDS = 64
 
@@ -48,8 +51,20 @@ class ResourceCall:
         Raises:
             APIError: it is none, too long, or too slow.
         """
+        return _parsed(await self.read_body())
+
+    async def decoded(self, decode: Callable[[dict[str, Any]], T]) -> T:
+        """Return what `decode` makes of the body.
+
+        Raises:
+            APIError: the body is no JSON object, too long, or too slow; or `decode` refuses it.
+        """
         body = await self.read_body()
-        return parse_json(body) if body.strip() else {}
+        return await aside(lambda: decode(_parsed(body)), len(body))
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    return parse_json(body) if body.strip() else {}
 
 
 Resource: TypeAlias = Callable[[ResourceCall], Awaitable[dict[str, Any]]]

@@ -52,6 +52,8 @@ class ResponsesHandler(RecordedHandler):
         self._questions = QuestionReader(services.config, services.agents, services.new_id, runs)
         self._settings = response_settings(services)
         self._kind = None if runs is None else ResponseRuns(services, runs)
+        self._beginning = 0
+        """Runs in the background that are being written down, and are not among those that run."""
         if runs is not None and self._kind is not None:
             runs.kinds = {**runs.kinds, "response": self._kind}
 
@@ -192,7 +194,11 @@ class ResponsesHandler(RecordedHandler):
         journal = runs.journal(storage, run.entry, recording, keep_events=run.entry.body["streamed"])
         if background:
             self._check_background(runs)
-            await journal.begin(RunStatus.QUEUED, recording.script.open())
+            self._beginning += 1
+            try:
+                await journal.begin(RunStatus.QUEUED, recording.script.open())
+            finally:
+                self._beginning -= 1
         else:
             await self._take_place(attachment, recording)
             if claim is not None or turn:
@@ -205,7 +211,7 @@ class ResponsesHandler(RecordedHandler):
         return run
 
     def _check_background(self, runs: Runs) -> None:
-        count = sum(one.is_background for one in runs.local.values())
+        count = self._beginning + sum(one.is_background for one in runs.local.values())
         if count >= self._config.max_background_runs:
             raise TooManyRequestsError("Too many runs are in the background. Please try again later.").retry_after(10.0)
 

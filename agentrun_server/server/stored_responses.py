@@ -10,7 +10,7 @@ from agentrun_server.core.usage import Usage, estimate_tokens
 from agentrun_server.errors import NotFoundError
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.protocols.openai_responses import objects
-from agentrun_server.protocols.openai_responses.compaction import compact, expand
+from agentrun_server.protocols.openai_responses.compaction import compact
 from agentrun_server.protocols.openai_responses.decode import ResponsesCall, decode
 from agentrun_server.protocols.openai_responses.items import Item, references, resolve
 from agentrun_server.protocols.openai_responses.messages import to_messages
@@ -19,6 +19,7 @@ from agentrun_server.runs.entry import CANCELLING, OPEN
 from agentrun_server.runs.history import conversation_items, find_previous, resolve_references, response_context
 from agentrun_server.runs.run import RunStatus
 from agentrun_server.runs.turns import OpenStorage
+from agentrun_server.server.aside import expanded
 from agentrun_server.server.conversations import find_conversation
 from agentrun_server.server.handler import prompt_tokens
 from agentrun_server.server.listing import part_of
@@ -90,13 +91,15 @@ class StoredResponses:
 
     async def _decode(self, call: ResourceCall, default_model: str | None) -> ResponsesCall:
         config = self._services.config
-        return decode(
-            await call.json(),
-            call.headers,
-            self._new_id,
-            max_items=config.max_messages,
-            strict_fields=config.strict_fields,
-            default_model=default_model,
+        return await call.decoded(
+            lambda body: decode(
+                body,
+                call.headers,
+                self._new_id,
+                max_items=config.max_messages,
+                strict_fields=config.strict_fields,
+                default_model=default_model,
+            )
         )
 
     async def _items(self, asked: ResponsesCall, owner: str) -> list[Item]:
@@ -114,7 +117,7 @@ class StoredResponses:
             conversation = await find_conversation(store, asked.conversation, owner, param="conversation")
             items = await conversation_items(store, conversation.id, owner, max_items=room)
         known = await resolve_references(await self._store(), named, owner) if named else {}
-        return expand([*items, *resolve(asked.items, known)], self._new_id, max_items=limit)
+        return await expanded([*items, *resolve(asked.items, known)], self._new_id, max_items=limit)
 
     # --- the store
 

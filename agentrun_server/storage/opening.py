@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 from agentrun_server.errors import ConfigurationError
+from agentrun_server.observability.logs import get_logger
 from agentrun_server.storage.contracts import Bus, Leases, StorageError, StorageUnavailableError, Store
 from agentrun_server.storage.local_bus import LocalBus
 
@@ -23,13 +24,20 @@ if TYPE_CHECKING:
     from agentrun_server.storage.postgres import PostgresStore
     from agentrun_server.storage.sqlite import SQLiteStore
 
-__all__ = ["Storage", "check_storage_url", "open_storage", "sqlite_path"]
+__all__ = ["HIDDEN", "Storage", "check_storage_url", "open_storage", "shown_storage_url", "shown_url", "sqlite_path"]
+
+logger = get_logger("agentrun_server.storage")
+
+HIDDEN: Final = "********"
+"""What is shown in place of a secret."""
 
 logger = logging.getLogger("agentrun_server.storage")
 
 _FILE: Final = "agentrun.db"
 _HOST: Final = re.compile(r"(?:\[[^\[\]]+\]|[^\[\]:@]+)(?::(\d{0,5}))?")
 _POSTGRES_SCHEMES: Final = ("postgresql://", "postgres://")
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+]*", re.ASCII)
+_PLACE: Final = re.compile(r"[\w.,:%/\[\]-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +132,28 @@ def sqlite_path(store_url: str, environ: Mapping[str, str] = os.environ) -> Path
     return folder.absolute() / _FILE
 
 
+def shown_url(url: str) -> str:
+    """Return `url` without credentials and options; hidden as a whole where they cannot be told from the rest."""
+    scheme, found, rest = url.partition("://")
+    place, asks, options = rest.partition("?")
+    _, at, place = place.rpartition("@")
+    hosts = place.partition("/")[0]
+    is_clear = found and _SCHEME.fullmatch(scheme) and _PLACE.fullmatch(place) and "@" not in options
+    if not is_clear or (hosts and not all(map(_is_host, hosts.split(",")))):
+        return HIDDEN
+    return f"{scheme}://{HIDDEN + at if at else ''}{place}{asks + HIDDEN if asks else ''}"
+
+
+def shown_storage_url(store_url: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Return where things are kept, in the form of `store_url`: a file by its absolute path, else what may be shown.
+
+    Raises:
+        ConfigurationError: the URL cannot work, or the home folder is not known.
+    """
+    path = sqlite_path(store_url, environ)
+    return shown_url(store_url) if path is None else f"sqlite:///{path}"
+
+
 async def open_storage(
     store_url: str,
     *,
@@ -151,6 +181,7 @@ async def open_storage(
     except BaseException:
         await bus.aclose()
         raise
+    logger.info("store opened", extra={"store": shown_storage_url(store_url, environ)})
     return Storage(store, store, bus)
 
 

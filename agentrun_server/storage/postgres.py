@@ -56,6 +56,8 @@ _COLUMNS: Final = "position, kind, id, owner, parent, status, body, created_at, 
 _NOW: Final = "extract(epoch FROM clock_timestamp())::double precision"
 _TRIES: Final = 3
 _MAX_WAITING: Final = 4096
+_LONGEST_PAUSE: Final = 10.0
+"""Seconds that a process may stand still in the middle of a commit; then what it has locked is free for others."""
 _EXPIRED_LEASES_KEPT: Final = 3600.0
 
 _SAMPLE_BYTES: Final = 64 * 1024 * 1024
@@ -75,6 +77,7 @@ _UNAVAILABLE: Final = (
     asyncpg.InterfaceError,  # the connection has been closed
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.OperatorInterventionError,  # shutting down, terminated, a statement that took too long
     asyncpg.InsufficientResourcesError,  # disk full, too many connections
     asyncpg.PostgresSystemError,
@@ -126,7 +129,11 @@ class PostgresStore:
             max_size=max_connections,
             timeout=timeout,
             command_timeout=timeout,
-            server_settings={"search_path": schema, "application_name": "agentrun-server"},
+            server_settings={
+                "search_path": schema,
+                "application_name": "agentrun-server",
+                "idle_in_transaction_session_timeout": f"{_LONGEST_PAUSE * 1000:.0f}",
+            },
         )
         await pool  # connects nowhere yet
         store = cls(pool, timeout)

@@ -1,13 +1,14 @@
 """``agentrun-server config``: what is shown, and from where it comes."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from agentrun_server import ServerConfig
-from agentrun_server.cli.config import Row, config_command
+from agentrun_server.cli.config import config_command, effective
 from agentrun_server.cli.settings import NETWORK_SETTINGS, SERVER_SETTINGS
 
 
@@ -53,8 +54,6 @@ def test_json_holds_value_source_and_variable() -> None:
 
 
 def test_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     before = dict(os.environ)
     lines("--docs", "--port", "1")
     assert dict(os.environ) == before
@@ -63,12 +62,41 @@ def test_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["auth_jwt_key", "auth_keys_pepper", "rate_limit_redis_url"])
 def test_a_secret_is_masked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = next(setting for setting in SERVER_SETTINGS if setting.name == name)
-    assert Row(setting, None, "default", "").shown == "none"
+    assert [name, "none", "default"] in lines()
     monkeypatch.setenv(setting.variable, "hunter2-" * 8)
     shown = CliRunner().invoke(config_command).output + CliRunner().invoke(config_command, ["--json"]).output
     assert "********" in shown
     assert "hunter2" not in shown
     assert "hunter2" not in repr(ServerConfig())
+    assert "hunter2" not in repr(effective(dict(os.environ), {}))
+
+
+@pytest.mark.parametrize(
+    ("home", "url", "where"),
+    [
+        ("state", None, "sqlite:///{here}/state/agentrun.db"),
+        (None, "sqlite:///data/agent.db", "sqlite:///{here}/data/agent.db"),
+        (None, "sqlite:////var/lib/agent.db", "sqlite:////var/lib/agent.db"),
+        (None, "postgresql://me:hunter2@db.example:5432/agents?sslmode=require", None),
+        (None, "none", "none"),
+    ],
+)
+def test_where_things_are_kept_is_told_without_the_password(
+    home: str | None, url: str | None, where: str | None, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = "postgresql://********@db.example:5432/agents?********" if where is None else where.format(here=project)
+    for variable, text in (("AGENTRUN_HOME", home), ("AGENTRUN_STORE_URL", url)):
+        if text is not None:
+            monkeypatch.setenv(variable, text)
+    source = ["default"] if url is None else ["env", "AGENTRUN_STORE_URL"]
+    assert ["store_url", where, *source] in lines()
+    told = json.loads(CliRunner().invoke(config_command, ["--json"]).stdout)["store_url"]["value"]
+    assert told == (None if where == "none" else where)
+
+
+def test_where_the_bus_is_is_told_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTRUN_BUS_REDIS_URL", "rediss://:hunter2@redis.example/3")
+    assert ["bus_redis_url", "rediss://********@redis.example/3", "env", "AGENTRUN_BUS_REDIS_URL"] in lines()
 
 
 def test_what_looks_like_a_secret_is_declared_one() -> None:
@@ -92,6 +120,7 @@ def test_a_mistyped_variable_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> 
         ("AGENTRUN_MAX_BODY_BYTES", "0", "max_body_bytes must be at least 1"),
         ("AGENTRUN_AGENT_EVENTS", "everything", "agent_events knows tools, steps, progress and io"),
         ("AGENTRUN_PORT", "http", "AGENTRUN_PORT is not a valid value"),
+        ("AGENTRUN_STORE_URL", "mysql://me:hunter2@db/agents", "store_url is 'sqlite'"),
         ("AGENTRUN_MAX_CHOICES_FILE", "/nowhere", "AGENTRUN_MAX_CHOICES_FILE cannot be read"),
     ],
 )

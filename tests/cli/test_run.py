@@ -7,6 +7,8 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,17 @@ import os
 
 def agent(request):
     return f"{os.getpid()} {os.environ.get('TONE')} {os.environ.get('AGENTRUN_MAX_CHOICES')}"
+"""
+
+PATIENT = """
+import asyncio
+import os
+from pathlib import Path
+
+async def agent(request):
+    yield f"{os.getpid()} {os.environ.get('AGENTRUN_MAX_CHOICES')}"
+    while request.messages[-1].text == "wait" and not Path("go").exists():
+        await asyncio.sleep(0.01)
 """
 
 STARTED = re.compile("(Application startup complete)")
@@ -119,22 +132,44 @@ def test_a_setting_takes_effect(project: Path) -> None:
         assert response.status_code == 413
 
 
-def test_two_workers_answer_and_end_together(project: Path) -> None:
-    (project / "app.py").write_text(WHO)
+@contextmanager
+def two_workers(url: str) -> Iterator[tuple[httpx2.Client, httpx2.Client, list[str]]]:
+    """Yield a connection to each of two workers, and what their agents say."""
+    with ExitStack() as stack:
+        found: dict[str, httpx2.Client] = {}
+        for _ in range(500):  # which worker accepts is the system's choice
+            client = stack.enter_context(httpx2.Client(base_url=url, timeout=LIMIT))
+            answer = client.post("/v1/responses", json={"model": "m", "input": "who", "store": False}).json()
+            found.setdefault(answer["output"][0]["content"][0]["text"], client)
+            if len(found) == 2:
+                break
+        first, second = found.values()
+        yield first, second, list(found)
+
+
+def test_two_workers_answer_from_one_store_and_end_together(project: Path) -> None:
+    (project / "app.py").write_text(PATIENT)
     with serving("run", "app:agent", "--workers", "2", "--port", "0", "--max-choices", "5", cwd=project) as server:
         for _ in range(2):
             server.wait_for(STARTED)
-        seen: set[str] = set()
-        for _ in range(500):  # which worker accepts is the system's choice
-            seen.add(ask(server.url))
-            if len(seen) == 2:
-                break
-        assert len(seen) == 2
-        assert {answer.split(" ", 1)[1] for answer in seen} == {"None 5"}
+        with two_workers(server.url) as (first, second, said):
+            made = first.post("/v1/responses", json={"model": "m", "input": "wait", "background": True}).json()
+            one, events = f"/v1/responses/{made['id']}", b""
+            with second.stream("GET", one, params={"stream": True}) as stream:
+                for data in stream.iter_raw():
+                    events += data
+                    if f'"delta":"{said[0]}"'.encode() in events:
+                        (project / "go").touch()
+            assert events.endswith(b"data: [DONE]\n\n")
+            rest = events[events.index(b"event: response.output_text.delta") :]
+            for worker in (first, second):
+                assert worker.get(one, params={"stream": True, "starting_after": 4}).content == rest
+                assert worker.get(one).json()["output"][0]["content"][0]["text"] == said[0]
+        assert [text.split(" ")[1] for text in said] == ["5", "5"]
         assert server.stop() in {143, -signal.SIGTERM}
-    for answer in seen:
+    for text in said:
         with pytest.raises(ProcessLookupError):
-            os.kill(int(answer.split(" ")[0]), 0)
+            os.kill(int(text.split(" ")[0]), 0)
 
 
 def test_a_unix_socket_is_served_and_found_by_the_healthcheck(project: Path) -> None:

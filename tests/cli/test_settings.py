@@ -61,6 +61,11 @@ def test_a_default_can_be_written_and_read_back(setting: Setting) -> None:
     assert setting.parse(value_text(setting.default)) == setting.default
 
 
+@pytest.mark.parametrize(("value", "text"), [(2592000.0, "2592000"), (0.5, "0.5"), (30.0, "30"), (None, "none")])
+def test_numbers_are_written_out(value: float | None, text: str) -> None:
+    assert value_text(value) == text
+
+
 def test_no_two_settings_share_a_flag() -> None:
     flags = [flag for setting in EVERY for flag in setting.flags]
     assert len(flags) == len(set(flags))

@@ -1,7 +1,8 @@
 """Servers and reports of clients, each made once for the whole test session, and only for the tests selected."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -26,12 +27,18 @@ def servers() -> Iterator[Callable[[str], Server]]:
 @pytest.fixture(scope="session")
 def reports(request: pytest.FixtureRequest, servers: Callable[[str], Server]) -> Iterator[Callable[[Client], Report]]:
     """Return a function that gives the report of a client. All selected clients are driven as soon as one is."""
-    selected: list[Client] = []
-    for item in request.session.items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        table = params.get("table")
-        if isinstance(table, Table):
-            names = [params["name"]] if "name" in params else list(table.clients)
-            selected += [table.clients[name] for name in names]
+    selected = [client for item in request.session.items for client in _clients_of(item)]
     with driven(dict.fromkeys(selected), servers) as report:
         yield report
+
+
+def _clients_of(item: pytest.Item) -> Iterator[Client]:
+    """Yield the clients whose reports a test wants, unless it is skipped."""
+    if not isinstance(item, pytest.Function) or "reports" not in item.fixturenames:
+        return
+    if any(mark.args[0] for mark in item.iter_markers("skipif")):
+        return
+    params: Mapping[str, Any] = item.callspec.params
+    table: Table = params["table"]
+    for name in [params["name"]] if "name" in params else table.clients:
+        yield table.clients[name]

@@ -4,6 +4,7 @@ The tests start it as ``uvicorn tests.clients.responses_app:server``. What the a
 `tests.clients.responses_expected`.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -77,6 +78,11 @@ async def stepwise(request: AgentRequest) -> Events:
     yield "second"
 
 
+def where(request: AgentRequest) -> str:
+    """Answer with the process that this is."""
+    return str(os.getpid())
+
+
 AGENTS: Mapping[str, Any] = {
     **agents_app.AGENTS,
     "recall": recall,
@@ -85,6 +91,7 @@ AGENTS: Mapping[str, Any] = {
     "counted": counted,
     "stepwise": stepwise,
     "thorough": thorough,
+    "where": where,
 }
 
 server = AgentRunServer(invoke_agent=AGENTS)

@@ -5,6 +5,7 @@ what runs in the clients' environments.
 """
 
 import json
+import ssl
 import urllib.request
 from collections.abc import Callable
 
@@ -36,7 +37,7 @@ ROWS = [
     for label, (table, marks) in TABLES.items()
     for name in table.clients
 ]
-EACH_TABLE = [pytest.param(table, id=label, marks=marks) for label, (table, marks) in TABLES.items()]
+ONE_PROCESS = [pytest.param(table, id=label) for label, (table, marks) in TABLES.items() if not marks]
 
 
 @pytest.mark.parametrize(("table", "name", "scenario"), CELLS)
@@ -57,7 +58,7 @@ def test_a_client_plays_every_scenario_that_is_not_excused(
     assert reports(table.clients[name]).scenarios == set(table.played_by(name))
 
 
-@pytest.mark.parametrize("table", EACH_TABLE)
+@pytest.mark.parametrize("table", ONE_PROCESS)
 def test_a_server_that_served_them_all_logs_no_failure_of_its_own(
     table: Table, servers: Callable[[str], Server], reports: Callable[[Client], Report]
 ) -> None:
@@ -84,7 +85,25 @@ def test_the_quiet_agent_makes_the_server_send_comments_before_its_answer_and_wi
     assert b": keep-alive\n\n" in within
 
 
-@pytest.mark.parametrize("table", EACH_TABLE)
+@needs_nginx
+@needs_postgres
+@needs_redis
+def test_the_requests_of_clients_go_to_both_replicas(servers: Callable[[str], Server]) -> None:
+    server = servers("replicas")
+    trusted = ssl.create_default_context(cafile=server.environment["SSL_CERT_FILE"])
+    headers = {"authorization": f"Bearer {server.environment['OPENAI_API_KEY']}"}
+    body = json.dumps({"model": "where", "input": "hello"}).encode()
+
+    def ask() -> str:
+        request = urllib.request.Request(f"{server.url}/responses", body, headers)
+        with urllib.request.urlopen(request, timeout=30, context=trusted) as response:
+            text: str = json.load(response)["output"][0]["content"][0]["text"]
+        return text
+
+    assert len({ask() for _ in range(4)}) == 2
+
+
+@pytest.mark.parametrize("table", [CHAT, RESPONSES, REPLICAS], ids=list(TABLES))
 def test_every_excuse_names_a_scenario_and_every_scenario_has_a_client(table: Table) -> None:
     for client in table.clients.values():
         assert set(client.lacks) | set(client.differs) <= set(table.scenarios)

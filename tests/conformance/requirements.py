@@ -497,6 +497,10 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         source="OpenAI spec, store: false",
         behaviour="what is not stored cannot be retrieved",
     ),
+    "responses.store.disabled": Requirement(
+        source="operators who may keep nothing",
+        behaviour="a server that stores nothing answers, says store: false, and refuses what needs a store",
+    ),
     "responses.store.previous": Requirement(
         source="OpenAI spec, previous_response_id",
         behaviour="the agent gets what was said before, and several may go on from one response",

@@ -14,6 +14,7 @@ from tests.conformance.asking import CHAT, asking, body_of, messages_of
 from tests.conformance.requirements import requirement
 from tests.support.chat_oracle import check_chat_stream
 from tests.support.clock import after, eventually, within
+from tests.support.serve import the_request
 
 
 async def hello(request: AgentRequest) -> str:
@@ -100,11 +101,11 @@ class TestBadRequests:
     async def test_unknown_paths_and_methods_are_answered_in_json(self) -> None:
         async with asking(hello) as server:
             unknown = await server.get("/v1/nowhere")
-            method = await server.get(CHAT)
+            method = await within(server.client.put(CHAT))
             wrong = await within(server.client.delete("/v1/models"))
         assert (unknown.status_code, error_of(unknown)["code"]) == (404, "unknown_url")
         assert (method.status_code, error_of(method)["code"]) == (405, "method_not_allowed")
-        assert method.headers["allow"] == "POST"
+        assert method.headers["allow"] == "GET, POST"
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET")
 
     @requirement("chat.error.too-large")
@@ -132,7 +133,7 @@ class TestBadRequests:
         async with asking(hello, body_timeout=10) as server:
             asked = asyncio.create_task(server.client.post(CHAT, content=never_whole()))
             await within(read.wait())
-            await eventually(lambda: all(a.body_received for a in server.server._sweeper.active))
+            await eventually(lambda: the_request(server.server).body_received)
             server.pass_time(11)
             response = await within(asked)
         assert response.status_code == 408

@@ -46,7 +46,7 @@ class TestHeaders:
                 await server.get("/v1/models"),
                 await server.get("/v1/models/none"),
                 await server.get("/nowhere"),
-                await server.get(CHAT),
+                await within(server.client.delete(CHAT)),
                 await server.get("/health"),
             ]
         assert [r.status_code for r in responses] == [200, 400, 200, 404, 404, 405, 200]

@@ -314,6 +314,24 @@ class TestState:
         assert made["store"] is False
         assert await api.refused("GET", f"/responses/{made['id']}") == (404, "response_not_found", None)
 
+    @requirement("responses.store.disabled")
+    async def test_a_server_that_stores_nothing_answers_all_the_same_and_says_so(self) -> None:
+        async with asking(agent, store_url=None) as api:
+            made = await api.whole()
+            assert made["store"] is False
+            for method, path in (
+                ("GET", f"/responses/{made['id']}"),
+                ("DELETE", f"/responses/{made['id']}"),
+                ("POST", f"/responses/{made['id']}/cancel"),
+                ("GET", f"/responses/{made['id']}/input_items"),
+                ("POST", "/conversations"),
+                ("GET", "/chat/completions"),
+            ):
+                assert (await api.refused(method, path))[:2] == (404, "storage_disabled")
+            body = {"model": "agent", "input": "Hi"}
+            assert (await api.refused("POST", "/responses", {**body, "background": True}))[0] == 400
+            assert (await api.refused("POST", "/responses", {**body, "previous_response_id": made["id"]}))[0] == 400
+
     @requirement("responses.store.previous", "responses.store.instructions")
     async def test_a_response_goes_on_from_another_without_its_instructions(self, api: Asking) -> None:
         first = await api.whole(input="One.", instructions="Be brief.")
@@ -438,9 +456,9 @@ def asleep(server: AgentRunServer) -> Iterator[None]:
     try:
         yield
     finally:
-        for task in agents:
-            assert task is not None
-            task.cancel()
+        for agent_task in agents:
+            assert agent_task is not None
+            agent_task.cancel()
 
 
 class TestRuns:
@@ -470,8 +488,9 @@ class TestRuns:
         speaker = Told()
         async with asking(speaker) as api:
             stream = await api.client.responses.create(model="agent", input="Hi", background=True, stream=True)
-            response_id = ""
+            response_id, last = "", 0
             async for event in stream:
+                last = event.sequence_number
                 if event.type == "response.created":
                     response_id = event.response.id
                     speaker.say("Hel")
@@ -479,7 +498,7 @@ class TestRuns:
                     await stream.close()
                     break
             taken_up = asyncio.create_task(
-                api.ask("GET", f"/responses/{response_id}?stream=true&starting_after={event.sequence_number}")
+                api.ask("GET", f"/responses/{response_id}?stream=true&starting_after={last}")
             )
             speaker.end("lo")
             rest = (await within(taken_up)).body

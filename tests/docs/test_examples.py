@@ -251,7 +251,7 @@ async def test_background_goes_on_without_its_client_which_comes_back_and_misses
         said = "# Tea\n" + "".join(f"{number}. {name}\n" for number, name in enumerate(module.CHAPTERS, 1))
         async with serve(app) as served, _client(served) as client:
             response_id = await module.ask(client, "Tea")
-            pieces = []
+            pieces: list[str] = []
             async for piece in module.follow(client, response_id):
                 if not pieces:
                     served.drop_connections()

@@ -40,7 +40,8 @@ def _when_input_closes(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
 
     def read() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 65536):  # not `sys.stdin`, whose lock this thread would hold at exit
+            pass
         loop.call_soon_threadsafe(stop.set)
 
     # A daemon: a signal ends this program though nobody closes its input.

@@ -64,25 +64,31 @@ async def test_another_request_with_the_key_is_a_mistake_at_either(pair: Replica
     assert bobs.output_text == "two"
 
 
-async def test_two_turns_of_a_conversation_come_one_after_the_other(pair: Replicas) -> None:
+async def test_turns_of_a_conversation_come_one_after_the_other_and_at_once(pair: Replicas) -> None:
+    """The bus tells of each: a replica that only looks would begin one a second."""
     conversation = await pair.openai(pair.a).conversations.create()
-    first, second = new_key(), new_key()
+    keys = [new_key() for _ in range(5)]
 
-    def turn(at: Any, key: str) -> "asyncio.Task[Any]":
+    def turn(number: int) -> "asyncio.Task[Any]":
+        client = pair.openai(pair.replicas[number % 2])
         return asyncio.create_task(
-            pair.openai(at).responses.create(model="told", input=key, conversation=conversation.id)
+            client.responses.create(model="told", input=keys[number], conversation=conversation.id)
         )
 
-    at_a = turn(pair.a, first)
-    run = await pair.control.run(first)
-    at_b = turn(pair.b, second)
-    await pair.redis_hears(f"turn:{conversation.id}")
-    assert not pair.control.more(second)
-    await run.finish("answer")
-    run = await pair.control.run(second)
-    assert run.history == [["user", first], ["assistant", "answer"], ["user", second]]
-    await run.finish("and another")
-    assert [(await at_a).output_text, (await at_b).output_text] == ["answer", "and another"]
+    turns = [turn(0)]
+    history: list[list[str]] = []
+    async with asyncio.timeout(2.5):
+        for number, key in enumerate(keys):
+            run = await pair.control.run(key)
+            assert run.replica == pair.replicas[number % 2].name
+            assert run.history == [*history, ["user", key]]
+            if number + 1 < len(keys):
+                turns.append(turn(number + 1))
+                await pair.redis_hears(f"turn:{conversation.id}")
+                assert not pair.control.more(keys[number + 1])
+            await run.finish(f"answer {number}")
+            history += [["user", key], ["assistant", f"answer {number}"]]
+            assert (await turns[number]).output_text == f"answer {number}"
 
 
 async def test_many_turns_at_both_make_one_conversation(pair: Replicas) -> None:

@@ -56,6 +56,16 @@ def test_any_short_line_of_ascii_is_a_key(key: str) -> None:
     assert claim(key).id.startswith("idem_")
 
 
+def test_of_two_keys_neither_counts_unless_they_are_the_same() -> None:
+    def read(*keys: bytes) -> Claim | None:
+        return read_claim(Headers([(HEADER, key) for key in keys]), "alice", "responses", b"{}", TTL)
+
+    assert read(b"key", b"key") == claim()
+    with pytest.raises(InvalidRequestError) as refused:
+        read(b"key", b"other")
+    assert (refused.value.status_code, refused.value.param) == (400, "Idempotency-Key")
+
+
 def test_a_key_belongs_to_its_owner_and_its_route() -> None:
     ids = [
         claim(*given).id

@@ -634,6 +634,24 @@ async def test_a_run_that_the_server_cut_off_when_it_stopped_is_not_run_again(st
     assert len(agent.requests) == 1
 
 
+@streamed
+async def test_a_run_that_the_server_gives_up_is_told_as_cancelled(stream: bool) -> None:
+    agent = Told()
+    server = keeping(agent)
+    async with serve(server) as served, served.client() as client:
+        await client.chat(stream=stream, headers=KEY, store=True)
+        await agent.ran()
+        (run,) = await kept(server, KIND)
+        assert server._runs is not None
+        await server._runs.cancel(run)
+        first = await client.response()
+        again = await served.chat(stream=stream, headers=KEY, store=True)
+        assert first.body == again.body
+        assert first.status == again.status == (200 if stream else 503)
+        assert b'"code":"cancelled"' in first.body
+        assert await kept(server, "completion") == []
+
+
 # --- what it costs
 
 

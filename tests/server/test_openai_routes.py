@@ -15,7 +15,6 @@ from tests.support.serve import Served, serve
 jsonschema: Any = pytest.importorskip("jsonschema")
 
 OPERATIONS = {*CHAT_OPERATIONS, *RESPONSE_OPERATIONS, *CONVERSATION_OPERATIONS}
-WITH_A_STORE = {"GET /responses/{response_id}", "POST /responses/{response_id}/cancel"}
 NAMES_A_MODEL = ["/chat/completions", "/responses", "/responses/compact"]
 
 
@@ -50,9 +49,10 @@ async def test_every_route_is_documented_once_and_no_other() -> None:
         assert (await operations(served, "/api")).keys() == OPERATIONS
 
 
-async def test_what_a_server_without_a_store_cannot_do_is_not_documented() -> None:
+async def test_a_server_without_a_store_has_the_same_operations_and_says_what_is_missing() -> None:
     async with serve(documented(store_url=None)) as served:
-        assert (await operations(served)).keys() == OPERATIONS - WITH_A_STORE
+        assert (await operations(served)).keys() == OPERATIONS
+        assert (await served.ask("GET", "/v1/responses/resp_1")).error()["code"] == "storage_disabled"
 
 
 async def test_each_operation_says_what_its_path_holds_and_has_a_name_of_its_own() -> None:

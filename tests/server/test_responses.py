@@ -383,7 +383,6 @@ async def test_a_server_that_drains_takes_nothing_new_and_lets_the_rest_end(spea
         await eventually(lambda: api.server.drain.state is DrainState.DRAINED)
 
 
-@pytest.mark.xfail(reason="a reader is told an end of its own, which is not that of the log", strict=True)
 async def test_runs_that_outlast_the_drain_are_told_and_kept(speaker: Speaker) -> None:
     other = Speaker()
     async with storing({"m": speaker, "other": other}) as api:
@@ -419,6 +418,18 @@ async def test_a_twin_gets_the_answer_of_the_first_while_that_runs_and_afterward
     assert len(speaker.requests) == 1
     refused = await api.create(key, input="another")
     assert (refused.status, refused.error()["code"]) == (400, "idempotency_key_reused")
+
+
+@streamed
+async def test_of_many_twins_at_once_one_runs(api: Api, speaker: Speaker, stream: bool) -> None:
+    key = ("idempotency-key", "k")
+    twins = [asking(api, key, stream=stream) for _ in range(20)]
+    await speaker.started()
+    speaker.finish("once")
+    answers = [await within(twin) for twin in twins]
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.body for answer in answers}) == 1
+    assert len(speaker.requests) == 1
 
 
 async def test_a_twin_of_a_stream_gets_the_same_bytes(api: Api, speaker: Speaker) -> None:

@@ -12,7 +12,15 @@ from agentrun_server.errors import ConfigurationError
 from agentrun_server.storage import sqlite
 from agentrun_server.storage.contracts import Bus, SchemaVersionError, StorageUnavailableError, Store
 from agentrun_server.storage.local_bus import LocalBus
-from agentrun_server.storage.opening import Storage, check_storage_url, open_storage, sqlite_path
+from agentrun_server.storage.opening import (
+    HIDDEN,
+    Storage,
+    check_storage_url,
+    open_storage,
+    shown_storage_url,
+    shown_url,
+    sqlite_path,
+)
 from agentrun_server.storage.redis_bus import RedisBus
 from agentrun_server.storage.sqlite import SQLiteStore
 from tests.storage.contract import PostgresBackend, create, other_process_writes
@@ -339,3 +347,56 @@ async def test_the_bus_is_closed_when_the_store_cannot_be_opened(
     with pytest.raises((StorageUnavailableError, SchemaVersionError)):
         await within(open_storage(f"sqlite:///{tmp_path}/store.db", bus_redis_url="redis://127.0.0.1:1"))
     assert len(closed) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@one:5432,two/db?password=secret", "postgresql://********@one:5432,two/db?********"),
+        ("postgresql://me:se@cr/et@host/db", "postgresql://********@host/db"),
+        ("postgresql://host/db", "postgresql://host/db"),
+        ("postgresql:///db?host=/run/postgresql", "postgresql:///db?********"),
+        ("redis://:secret@[::1]:6379/0", "redis://********@[::1]:6379/0"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+    ],
+)
+def test_a_url_is_shown_without_credentials_and_options(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "secret",
+        "se cret://host",
+        "redis://me:secret",
+        "redis://me:sec?ret@host",
+        "redis://me:sec#ret@host/0#secret",
+        "redis://host/0 password=secret",
+        "redis://ho st/secret",
+    ],
+)
+def test_a_url_that_is_not_clear_is_not_shown(url: str) -> None:
+    assert shown_url(url) == HIDDEN
+
+
+@pytest.mark.parametrize("url", [url for url in GOOD if "://" in url])
+def test_what_is_shown_of_a_store_holds_no_credential(url: str, tmp_path: Path) -> None:
+    shown = shown_storage_url(url, {"AGENTRUN_HOME": str(tmp_path)})
+    assert shown == HIDDEN or check_storage_url(shown) == GOOD[url]
+    if "@" in url:
+        assert "://********@" in shown or shown == HIDDEN
+
+
+def test_the_file_is_shown_by_its_absolute_path(tmp_path: Path) -> None:
+    home = {"AGENTRUN_HOME": str(tmp_path)}
+    assert shown_storage_url("sqlite", home) == f"sqlite:///{tmp_path}/agentrun.db"
+    assert sqlite_path(shown_storage_url("sqlite:///a/b.db", home)) == Path("a/b.db").absolute()
+
+
+async def test_it_is_told_where_the_store_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    storage = await open_storage("sqlite", environ={"AGENTRUN_HOME": str(tmp_path)})
+    await storage.aclose()
+    (told,) = [record for record in caplog.records if record.message == "store opened"]
+    assert vars(told)["store"] == f"sqlite:///{tmp_path}/agentrun.db"

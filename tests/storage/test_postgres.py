@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from agentrun_server.storage import postgres as postgres_module
 from agentrun_server.storage import postgres_schema
 from agentrun_server.storage.contracts import ConflictError, Delete, SchemaVersionError, StorageUnavailableError, Update
 from agentrun_server.storage.postgres import PostgresStore
@@ -143,6 +144,24 @@ async def test_a_statement_that_takes_too_long_is_given_up(postgres: PostgresBac
         await asyncio.wait([second], timeout=LONG)
     await within(store.commit([Update(kind="response", id="r", status="y", expect_status=[""])]))
     await store.aclose()
+
+
+async def test_who_stands_still_in_the_middle_of_a_commit_does_not_hold_up_the_others(
+    postgres: PostgresBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_module, "_LONGEST_PAUSE", 0.2)
+    still = await postgres.open()
+    assert isinstance(still, PostgresStore)
+    other = await postgres.open()
+    await other.commit([create("r")])
+    with pytest.raises(StorageUnavailableError):
+        async with still._connection() as connection, connection.transaction():
+            await connection.execute("SELECT FROM records WHERE id = 'r' FOR UPDATE")
+            await within(other.commit([Update(kind="response", id="r", status="done")]))
+            await connection.execute("UPDATE records SET status = 'late' WHERE id = 'r'")
+    record = await still.get("response", "r", None)
+    assert record is not None
+    assert record.status == "done"
 
 
 async def test_closing_does_not_wait_for_ever(postgres: PostgresBackend) -> None:

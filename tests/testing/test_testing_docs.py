@@ -37,5 +37,5 @@ async def test_the_page_tells_the_truth(test: Callable[[], Any]) -> None:
         await test()
 
 
-def test_the_page_has_four_recipes_with_tests() -> None:
-    assert {str(param.id).partition("-")[0] for param in recipes()} == {"1", "2", "3", "4"}
+def test_the_page_has_five_recipes_with_tests() -> None:
+    assert {str(param.id).partition("-")[0] for param in recipes()} == {"1", "2", "3", "4", "5"}

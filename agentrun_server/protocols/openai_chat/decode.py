@@ -8,7 +8,7 @@ from agentrun_server.core.grammar import ToolKind
 from agentrun_server.core.messages import Tool
 from agentrun_server.core.request import AgentRequest, Headers
 from agentrun_server.errors import InvalidRequestError
-from agentrun_server.protocols.fields import check_finite, invalid, missing
+from agentrun_server.protocols.fields import check_amount, check_density, check_finite, invalid, missing
 from agentrun_server.protocols.openai_chat.conversation import read_messages
 from agentrun_server.protocols.openai_chat.fields import FIELDS
 
@@ -51,7 +51,7 @@ def warm_up() -> None:
 
 
 def parse_json(body: bytes | bytearray) -> dict[str, Any]:
-    """Parse a request body: strict JSON, UTF-8, no NaN, nested at most 200 deep, an object at the top.
+    """Parse a request body: strict JSON, UTF-8, no NaN, nested 200 deep at most, not too much, an object at the top.
 
     Raises:
         InvalidRequestError: it is not.
@@ -59,6 +59,7 @@ def parse_json(body: bytes | bytearray) -> dict[str, Any]:
     if _loads is None:
         warm_up()
     assert _loads is not None, "set by warm_up"
+    check_density(body)
     try:
         value = _loads(body, allow_inf_nan=False)
     except ValueError:
@@ -68,6 +69,7 @@ def parse_json(body: bytes | bytearray) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise InvalidRequestError("The body of the request must be a JSON object.", code="invalid_type")
+    check_amount(value, body)
     return value
 
 

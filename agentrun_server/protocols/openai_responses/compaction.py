@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agentrun_server.protocols.fields import invalid
+from agentrun_server.protocols.fields import check_amount, check_density, invalid
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.protocols.openai_responses.items import MAX_BYTES, Item, read_items
 
@@ -53,10 +53,13 @@ def expand(
 
 
 def _read(text: bytes, new_id: Callable[[str], str], max_items: int) -> list[Item]:
+    check_density(text)
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError):
         invalid("input", "a compaction item is damaged.", "invalid_compaction")
+    if isinstance(value, list):
+        check_amount(value, text)
     items = read_items(value, new_id, max_items=max_items)
     if any(item["type"] in ("compaction", "item_reference") for item in items):  # never written by `compact`
         invalid("input", "a compaction item is damaged.", "invalid_compaction")

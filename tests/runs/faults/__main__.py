@@ -12,6 +12,7 @@ Each fault prints what it has found, with figures. The exit code is 1 when one o
 import argparse
 import asyncio
 import itertools
+import signal
 import sys
 import tempfile
 import time
@@ -132,6 +133,9 @@ _ALL: Mapping[str, Callable[[Faults], AsyncIterator[str]]] = {
 
 async def main(options: argparse.Namespace) -> int:
     """Run what was asked for; return the exit code."""
+    task = asyncio.current_task()
+    assert task is not None, "it runs in a task"
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     failed: list[str] = []
     with (
         tempfile.TemporaryDirectory(prefix="faults-") as folder,

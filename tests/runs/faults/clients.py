@@ -1,6 +1,7 @@
 """Clients that remember what they were told, and servers that can be killed under them."""
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -203,6 +204,18 @@ class Place:
         """Where agents write down that they were run."""
         return self.folder / "ledger"
 
+    def is_being_written(self) -> bool:
+        """Tell whether a process has the turn to write to the file."""
+        descriptor = os.open(f"{self.database}.lock", os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(descriptor)
+
     def runs(self) -> Counter[str]:
         """Return how often an agent was run, for each tag."""
         with suppress(FileNotFoundError):
@@ -278,10 +291,14 @@ class Replica:
         return False
 
     @asynccontextmanager
-    async def stopped(self) -> AsyncIterator[None]:
-        """Let it stand still meanwhile."""
+    async def stopped(self, place: Place) -> AsyncIterator[None]:
+        """Let it stand still meanwhile; not while it writes to a file, where nobody else could then."""
         os.kill(self.pid, signal.SIGSTOP)
         try:
+            while not place.url and place.is_being_written():
+                os.kill(self.pid, signal.SIGCONT)
+                await asyncio.sleep(0.003)
+                os.kill(self.pid, signal.SIGSTOP)
             yield
         finally:
             os.kill(self.pid, signal.SIGCONT)

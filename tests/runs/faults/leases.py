@@ -3,7 +3,19 @@
 import asyncio
 import time
 
-from tests.runs.faults.clients import RESPONSES, Place, Replica, Stream, create, get, poll, resume, stream, wait_until
+from tests.runs.faults.clients import (
+    RESPONSES,
+    Place,
+    Replica,
+    Stream,
+    ask,
+    create,
+    get,
+    poll,
+    resume,
+    stream,
+    wait_until,
+)
 from tests.runs.faults.customers import check_log
 from tests.runs.faults.server import question
 
@@ -54,7 +66,7 @@ async def check_stand_still(place: Place, *, lease: float) -> str:
         background = await _start_one(still, "plain", "speaker")
         again = await _start_one(still, "again", "again")
         shown, turn, reader = Stream(), Stream(), Stream()
-        conversation = (await create_conversation(still))
+        conversation = await _conversation(still)
         bodies = {
             "shown": {"model": "speaker", "input": question("shown", _FOREVER, 0.01), "stream": True},
             "keyed": {"model": "speaker", "input": question("keyed", _FOREVER, 0.01)},
@@ -70,7 +82,7 @@ async def check_stand_still(place: Place, *, lease: float) -> str:
         ]
         await wait_until(lambda: _ran(place, *bodies, "plain", "again"), 10, "all run")
         await wait_until(lambda: _begun(shown, turn, reader), 10, "all streams have begun")
-        async with still.stopped():
+        async with still.stopped(place):
             stopped = time.monotonic()
             ended = await poll(living.port, background, lease + 15)
             assert ended["status"] == "failed", ended
@@ -111,9 +123,7 @@ async def _start_one(replica: Replica, tag: str, model: str) -> str:
     return str(answer.json()["id"])
 
 
-async def create_conversation(replica: Replica) -> str:
-    from tests.runs.faults.clients import ask
-
+async def _conversation(replica: Replica) -> str:
     return str((await ask(replica.port, "POST", "/v1/conversations", {})).json()["id"])
 
 

@@ -23,12 +23,12 @@ class Cuts:
 async def cut_everywhere(place: Place, *, pieces: int, pause: float) -> Cuts:
     """Cut streams of two servers at every event index, while their runs run and when they have ended."""
     cuts = Cuts()
-    async with place.serve() as one, place.serve() as other:
+    # So many readers at once may hold up whoever tells that a worker lives.
+    async with place.serve(worker_lease=30) as one, place.serve(worker_lease=30) as other:
         for body in (
-            {"model": "speaker", "stream": True},
-            {"model": "worker", "stream": True, "background": True},
+            {"model": "speaker", "stream": True, "input": question("r", pieces, pause)},
+            {"model": "worker", "stream": True, "background": True, "input": question("r", pieces // 3, pause)},
         ):
-            body["input"] = question("r", pieces, pause)
             first = await stream(one.port, "POST", RESPONSES, body)
             assert first.is_done, first
             await _cut_while_running(one, other, body, len(first.events), cuts)
