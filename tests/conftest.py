@@ -18,7 +18,19 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> L
     return {"asyncio": asyncio.new_event_loop}
 
 
+_TOGETHER = ("tests/clients/", "tests/deploy/nginx/", "tests/replicas/", "tests/storage/")
+"""Folders whose tests share servers that take long to start: one process runs them all."""
+
 _homes = itertools.count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share servers in one process, when several run the tests."""
+    for item in items:
+        path = item.path.as_posix()
+        for folder in _TOGETHER:
+            if f"/{folder}" in path:
+                item.add_marker(pytest.mark.xdist_group(folder))
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "default_url", "healthcheck_command"]
 
+_MAX_BODY = 4096
+"""Bytes of an error that are read."""
+
 
 def default_url(environ: Mapping[str, str]) -> str:
     """Return where `run` would listen with this environment, as an address one can connect to."""
@@ -52,7 +55,8 @@ def _ask(url: str, path: str, timeout: float, uds: str | None) -> str | None:
         return f"{uds}: {exc.strerror or exc}"
     try:
         connection.request("GET", path, headers={"User-Agent": "agentrun-server-healthcheck"})
-        status = connection.getresponse().status
+        response = connection.getresponse()
+        status, body = response.status, b"" if response.status == 200 else response.read(_MAX_BODY)
     except TimeoutError:
         return f"no answer within {timeout:g} s"
     except (OSError, http.client.HTTPException) as exc:
@@ -60,7 +64,18 @@ def _ask(url: str, path: str, timeout: float, uds: str | None) -> str | None:
         return f"{uds or url}: {reason}"
     finally:
         connection.close()
-    return None if status == 200 else f"{path} answered {status}"
+    return None if status == 200 else f"{path} answered {status}{_reason(body)}"
+
+
+def _reason(body: bytes) -> str:
+    """Return what an error of our server says: the store cannot be reached, it is shutting down …"""
+    import json
+
+    try:
+        message = json.loads(body)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        return ""
+    return f": {message}" if isinstance(message, str) and message.isprintable() else ""
 
 
 def _connection(url: str, timeout: float, uds: str | None) -> "HTTPConnection":

@@ -41,6 +41,7 @@ class Recording(Execution):
         "_counted",
         "_enter",
         "_hold",
+        "_rest",
         "_resumable",
         "attended",
         "before",
@@ -79,6 +80,8 @@ class Recording(Execution):
         self._enter = enter
         self._resumable = resumable
         self._hold = hold
+        self._rest: list[bytes] = []
+        """The last events, while something is left to do before they are told."""
 
     @property
     def id(self) -> str:
@@ -144,10 +147,10 @@ class Recording(Execution):
             await self.before()
         self.run.move(RunStatus.IN_PROGRESS)
         self.begin()
-        rest = await self.script.perform(self)
+        self._rest = await self.script.perform(self)
         await self._leave()
         if self.run.stop_reason is None:
-            self._finish(rest)
+            self._finish([])
 
     def count(self) -> None:
         """Tell the rate limit in front what the run cost: when its request is over, and what was added after that."""
@@ -180,7 +183,8 @@ class Recording(Execution):
     def _finish(self, events: list[bytes]) -> None:
         outcome = self.script.outcome()
         self.run.move(outcome.status)
-        self.journal.finish(events, outcome)
+        rest, self._rest = self._rest, []
+        self.journal.finish(rest + events, outcome)
 
     def _fail(self, error: APIError) -> None:
         if self.run.stop_reason is not None:

@@ -6,6 +6,7 @@ runs of dead workers, and what need not be kept any more. The storage is opened 
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 import os
 import time
@@ -141,7 +142,8 @@ class Runs:
             self._loop, self._opening = loop, None
             self._tasks, self.local = set(), {}
         if self._opening is None or (self._opening.done() and _failed(self._opening)):
-            self._opening = loop.create_task(self._open())
+            # Not in the context of who happens to be the first: what is done for all belongs to no request.
+            self._opening = loop.create_task(self._open(), context=contextvars.Context())
         return await asyncio.shield(self._opening)
 
     def open_soon(self) -> None:

@@ -111,7 +111,8 @@ class ResponseScript:
 
     def fail(self, error: APIError) -> list[bytes]:
         """End with an error."""
-        self._error = error
+        if self.encoder.response is None:
+            self._error = error
         return self.split(self.encoder.fail(error))
 
     def cancel(self) -> list[bytes]:

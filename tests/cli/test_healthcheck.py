@@ -17,14 +17,25 @@ from agentrun_server.cli.healthcheck import check, default_url, healthcheck_comm
 from tests.cli.processes import environment
 
 
+SAID = {
+    "/away": b'{"error": {"message": "The store cannot be reached.", "code": "not_ready"}}',
+    "/long": b'{"error": {"message": "' + b"x" * 5000 + b'"}}',
+    "/lines": b'{"error": {"message": "one\\ntwo"}}',
+    "/other": b'{"error": "no"}',
+    "/page": b"<html>",
+}
+
+
 class Probe(http.server.BaseHTTPRequestHandler):
     """A server that is alive and, by its path, ready or not."""
 
     def do_GET(self) -> None:
         ready = self.path in {"/readyz", "/livez"}
+        body = SAID.get(self.path, b"")
         self.send_response(200 if ready else 503)
-        self.send_header("content-length", "0")
+        self.send_header("content-length", str(len(body)))
         self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
         """Say nothing."""
@@ -61,6 +72,18 @@ def test_a_server_that_is_not_ready_is_one_line() -> None:
         result = CliRunner().invoke(healthcheck_command, [url, "--path", "/busy"])
         assert CliRunner().invoke(healthcheck_command, [url, "--path", "/livez"]).exit_code == 0
     assert (result.exit_code, result.stderr) == (1, "unhealthy: /busy answered 503\n")
+
+
+def test_a_server_that_is_not_ready_says_why() -> None:
+    with server() as url:
+        result = CliRunner().invoke(healthcheck_command, [url, "--path", "/away"])
+    assert result.stderr == "unhealthy: /away answered 503: The store cannot be reached.\n"
+
+
+@pytest.mark.parametrize("path", ["/long", "/lines", "/other", "/page"])
+def test_an_answer_of_something_else_is_not_repeated(path: str) -> None:
+    with server() as url:
+        assert check(url, path, timeout=5) == f"{path} answered 503"
 
 
 def test_a_server_that_is_not_there_is_one_line() -> None:
