@@ -35,13 +35,15 @@ def curl_command(url: str) -> str:
     return f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
 
 
-def banner(url: str) -> str:
-    """Return what the demo says when it starts."""
+def banner(url: str, store: str | None) -> str:
+    """Return what the demo says when it starts; `store` is where it keeps responses, None for nowhere."""
+    kept = "nothing" if store is None else f"what is said to /v1/responses, in {store}"
     indented = "\n".join("    " + line for line in python_snippet(url).splitlines())
     return f"""\
 agentrun-server demo: an agent behind the OpenAI API, without a model, a key or a network.
 
   Address   {url}/v1   (model "{MODEL}", any API key)
+  Keeps     {kept}
 
   Talk to it in another terminal:
     agentrun-server chat {url}
@@ -84,8 +86,10 @@ def demo_command(**params: object) -> None:
     from agentrun_server import AgentRunServer
     from agentrun_server.cli.demo_agent import demo_agent
     from agentrun_server.config import OpenAIProtocolConfig, ServerConfig
+    from agentrun_server.storage.opening import shown_storage_url
 
     config = ServerConfig(openai=OpenAIProtocolConfig(model_name=MODEL))
     app = AgentRunServer(invoke_agent=demo_agent, config=config)
-    click.echo(banner(_address(network)))
+    store = None if config.store_url is None else shown_storage_url(config.store_url)
+    click.echo(banner(_address(network), store))
     serve_app(app, network)

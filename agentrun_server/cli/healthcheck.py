@@ -68,7 +68,7 @@ def _ask(url: str, path: str, timeout: float, uds: str | None) -> str | None:
 
 
 def _reason(body: bytes) -> str:
-    """Return what an error of our server says: the store cannot be reached, it is shutting down …"""
+    """Return what an error of our server says, such as that the store cannot be reached."""
     import json
 
     try:

@@ -176,7 +176,7 @@ def check_density(text: bytes | bytearray) -> None:
 
 
 def check_amount(value: Any, text: bytes | bytearray) -> None:
-    """Refuse what was parsed from `text` when it has too many values: each costs a thousand times what a letter does."""
+    """Refuse what was parsed from `text` when it has too many values: each costs as much as a thousand letters."""
     # Before each value stands one of these; most are in texts, and then it takes a closer look.
     if len(text) <= _SMALL or sum(map(text.count, (b",", b"{", b"["))) <= _MAX_VALUES:
         return

@@ -28,6 +28,8 @@ __all__ = [
     "renamed",
     "resolve_references",
     "response_context",
+    "with_results",
+    "without_result",
 ]
 
 _LINKS: Final = 64
@@ -251,6 +253,36 @@ def previous_not_found(response_id: str) -> InvalidRequestError:
         code="previous_response_not_found",
         param="previous_response_id",
     )
+
+
+def without_result(items: Sequence[Item]) -> list[str]:
+    """Return the ids of calls of the agent's own tools that a client sent back without what they returned.
+
+    Some clients do: they expect the server to know it.
+    """
+    return [item["id"] for item in items if _lacks_result(item)]
+
+
+def with_results(items: Sequence[Item], known: Mapping[str, Item]) -> list[Item]:
+    """Return `items` with those that lack their result as they are `known`.
+
+    Raises:
+        InvalidRequestError: what they lacked is larger than `MAX_BYTES` together.
+    """
+    found: list[Item] = []
+    left = MAX_BYTES
+    for item in items:
+        whole = known.get(item["id"]) if _lacks_result(item) else None
+        if whole is not None:
+            left -= size_of(whole)
+            if left < 0:
+                refuse_size()
+        found.append(whole or item)
+    return found
+
+
+def _lacks_result(item: Item) -> bool:
+    return item["type"] == "mcp_call" and item["output"] is None and item["error"] is None
 
 
 # --- writing

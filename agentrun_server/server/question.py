@@ -26,6 +26,8 @@ from agentrun_server.runs.history import (
     renamed,
     resolve_references,
     response_context,
+    with_results,
+    without_result,
 )
 from agentrun_server.runs.registry import Runs
 from agentrun_server.runs.response_entry import KIND
@@ -112,13 +114,14 @@ class QuestionReader:
             StorageError: that cannot be read now.
         """
         call, owner, made = question.call, question.owner, set(question.made)
-        referred = references(call.items)
+        referred = [*references(call.items), *without_result(call.items)]
         store: Store | None = None
         if self._runs is not None and (referred or call.previous_response_id or call.conversation):
             store = (await self._runs.storage()).store
         known = await resolve_references(store, referred, owner) if store is not None and referred else {}
         max_items = self._config.max_messages
-        items = await expanded(resolve(call.items, known), self._recording_ids(made), max_items=max_items)
+        items = with_results(resolve(call.items, known), known)
+        items = await expanded(items, self._recording_ids(made), max_items=max_items)
         if call.conversation is not None:  # each becomes an item of the conversation, which is asked for by its id
             items = renamed(items, (), self._recording_ids(made))
         context: list[Item] = []

@@ -110,6 +110,8 @@ async def _answer(
     try:
         headers = Headers(scope["headers"])
         check_media_type(headers, services.config.max_body_bytes)
+        if scope["method"] in ("GET", "HEAD"):
+            attachment.watch()  # a list that nobody waits for any more is not looked through to its end
         principal = principal_of(scope)
         call = ResourceCall(params, read_query(scope), headers, owner_of(principal), principal, attachment.read_body)
         await attachment.answer(200, dumps(await handle(call)).encode())

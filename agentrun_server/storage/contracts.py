@@ -202,7 +202,7 @@ class Store(Protocol):
     ) -> Sequence[Event]:
         """Return the events of a run with numbers greater than `after`.
 
-        There are `limit` at most, and with `max_bytes` none behind those that reach it; one at least, unless none is left.
+        There are `limit` at most, and with `max_bytes` none behind those that reach it; one at least, if any is left.
         """
         ...
 

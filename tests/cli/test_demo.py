@@ -23,14 +23,18 @@ _RUNNING = re.compile(r"(running on http)")
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A demo that runs."""
-    with serving("demo", "--port", "0", cwd=tmp_path_factory.mktemp("demo"), pattern=_ADDRESS) as server:
+    folder = tmp_path_factory.mktemp("demo")
+    with serving("demo", "--port", "0", cwd=folder, env={"AGENTRUN_HOME": str(folder)}, pattern=_ADDRESS) as server:
         server.wait_for(_RUNNING)
         yield server
 
 
 def test_the_banner_is_complete(demo: ServerProcess) -> None:
-    text = banner(demo.url)
+    (store,) = re.findall("in (sqlite:////.*)", demo.output)
+    text = banner(demo.url, store)
     assert text in demo.output
+    assert store.endswith("/agentrun.db")
+    assert "Keeps     nothing\n" in banner(demo.url, None)
     for part in (f"{demo.url}/v1", f"agentrun-server chat {demo.url}", curl_command(demo.url), "pip install openai"):
         assert part in text
     assert len(python_snippet(demo.url).splitlines()) == 5
@@ -118,6 +122,17 @@ def test_the_stock_client_runs_its_own_tool_for_it(demo: ServerProcess) -> None:
     messages += [first.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "sunny, 21 °C"}]
     second = client.chat.completions.create(model=MODEL, messages=messages, tools=tools)
     assert second.choices[0].message.content == "Your tool says: get_weather: sunny, 21 °C"
+    client.close()
+
+
+def test_the_stock_client_goes_on_from_a_response_of_its(demo: ServerProcess) -> None:
+    client = openai.OpenAI(base_url=f"{demo.url}/v1", api_key="unused", timeout=LIMIT)
+    tools: Any = [{"type": "function", "name": "get_weather", "parameters": {"type": "object"}}]
+    first = client.responses.create(model=MODEL, input="What is the weather in Paris?", tools=tools)
+    call: Any = first.output[-1]
+    output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny, 21 °C"}
+    second = client.responses.create(model=MODEL, input=[output], previous_response_id=first.id, tools=tools)
+    assert second.output_text == "Your tool says: get_weather: sunny, 21 °C"
     client.close()
 
 

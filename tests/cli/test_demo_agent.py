@@ -4,10 +4,12 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentrun_server import AgentRunServer, ServerConfig
 from agentrun_server.cli.demo_agent import DemoAgent, _words, find_zone, plan, tool_arguments
 from agentrun_server.core.events import (
     FunctionCall,
@@ -20,6 +22,7 @@ from agentrun_server.core.events import (
 from agentrun_server.core.messages import Tool
 from agentrun_server.core.request import AgentRequest
 from agentrun_server.errors import AgentError
+from agentrun_server.testing import openai_client
 
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -282,3 +285,49 @@ async def test_it_streams_word_by_word() -> None:
 async def test_a_request_without_messages_is_answered() -> None:
     agent = DemoAgent(pause=0, now=lambda: NOON)
     assert [piece async for piece in agent(AgentRequest())]
+
+
+# --- as a response -----------------------------------------------------------------------------------------
+
+
+OWN_TOOL = ["reasoning", "mcp_call", "message"]
+TEXT = ["reasoning", "message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "items"),
+    [
+        ("What is 12 * (3 + 4)?", "12 * (3 + 4) = 84", OWN_TOOL),
+        ("1/0", "I cannot work out 1 / 0: division by zero has no answer.", OWN_TOOL),
+        ("Count the words in: to be", "2 words, 5 characters.", OWN_TOOL),
+        ("东京现在几点", "现在是 21:00，2026 年 11 月 22 日，星期日（Asia/Tokyo）。", OWN_TOOL),  # noqa: RUF001
+        ("count to 5", "1 2 3 4 5", TEXT),
+        ("tell me a story", 'You said: tell me a story\n\n(Say "help" to see what I can do.)', TEXT),
+        ("What is the weather in Paris?", "", ["reasoning", "function_call"]),
+        ("Run sendEmail", "", ["reasoning", "custom_tool_call"]),
+    ],
+)
+async def test_a_response_has_what_a_chat_has(text: str, answer: str, items: list[str]) -> None:
+    weather = {"type": "function", "name": WEATHER.name, "parameters": WEATHER.parameters}
+    tools: Any = [weather, {"type": "custom", "name": "sendEmail"}]
+    server = AgentRunServer(DemoAgent(pause=0, now=lambda: NOON), config=ServerConfig(store_url=None))
+    async with openai_client(server) as client:
+        whole = await client.responses.create(model="demo", input=text, tools=tools)
+        async with client.responses.stream(model="demo", input=text, tools=tools) as stream:
+            streamed = await stream.get_final_response()
+    for response in (whole, streamed):
+        assert (response.status, response.output_text) == ("completed", answer)
+        assert [item.type for item in response.output] == items
+
+
+async def test_a_response_that_fails_says_so() -> None:
+    server = AgentRunServer(DemoAgent(pause=0), config=ServerConfig(store_url=None))
+    async with openai_client(server) as client:
+        for text in ("fail", "fail later"):
+            with pytest.raises(openai.InternalServerError, match="as you asked"):
+                await client.responses.create(model="demo", input=text)
+        stream = await client.responses.create(model="demo", input="fail later", stream=True)
+        begun = await anext(event async for event in stream if event.type == "response.output_text.delta")
+        assert begun.delta == "This"
+        with pytest.raises(openai.APIError, match="as you asked"):
+            _ = [event async for event in stream]

@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from agentrun_server.cli.healthcheck import check, default_url, healthcheck_command
 from tests.cli.processes import environment
 
-
 SAID = {
     "/away": b'{"error": {"message": "The store cannot be reached.", "code": "not_ready"}}',
     "/long": b'{"error": {"message": "' + b"x" * 5000 + b'"}}',

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -38,7 +38,7 @@ def _clients_of(item: pytest.Item) -> Iterator[Client]:
         return
     if any(mark.args[0] for mark in item.iter_markers("skipif")):
         return
-    params: Mapping[str, Any] = item.callspec.params
+    params = cast("Mapping[str, Any]", item.callspec.params)
     table: Table = params["table"]
     for name in [params["name"]] if "name" in params else table.clients:
         yield table.clients[name]

@@ -414,20 +414,6 @@ CLIENTS: Final[Mapping[str, Client]] = {
             "headers": _NO_HEADERS,
         },
         differs={
-            "turns_by_items": (
-                "sends calls of the agent's own tools without their output, for that can be read on the server",
-                {
-                    "heard": [
-                        "user: one",
-                        _THOUGHT,
-                        "assistant: Let me look. ",
-                        'called: search({"query":"weather"})',
-                        "tool: ",
-                        "assistant: I found 3 hits.",
-                        "user: two",
-                    ]
-                },
-            ),
             "turns_by_items_unstored": (
                 "sends reasoning as text between tags, and nothing of the agent's own tools",
                 {

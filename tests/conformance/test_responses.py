@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import openai
@@ -446,8 +446,8 @@ class TestState:
         assert (await api.client.responses.create(model="agent", input=items)).output_text == "One. One. Two."
 
 
-@contextmanager
-def asleep(server: AgentRunServer) -> Iterator[None]:
+@asynccontextmanager
+async def asleep(server: AgentRunServer) -> AsyncIterator[None]:
     """Have `server` tell nobody that it lives, while its agents go on; afterwards they are gone."""
     assert server._runs is not None
     agents = {recording.task for recording in server._runs.local.values()}
@@ -459,6 +459,7 @@ def asleep(server: AgentRunServer) -> Iterator[None]:
         for agent_task in agents:
             assert agent_task is not None
             agent_task.cancel()
+        await server._runs.aclose()
 
 
 class TestRuns:
@@ -542,17 +543,16 @@ class TestRuns:
                 for model in ("once", "again")
             ]
             await said.ran(2)
-            with asleep(dying):
-                async with serve(other) as second, official(second) as client_of_other:
-                    api = Asking(other, second, client_of_other)
-                    lost = await self.ended(api, once)
-                    assert (lost.status, lost.error.code if lost.error else "") == ("failed", "server_error")
-                    judged = api.judged(await api.ask("GET", f"/responses/{once}?stream=true"))
-                    assert judged.events[-2]["code"] == "worker_lost"
-                    said_again.end("Hello")
-                    found = await self.ended(api, again)
-                    assert (found.status, found.output_text) == ("completed", "Hello")
-                    api.judged(await api.ask("GET", f"/responses/{again}?stream=true"))
+            async with asleep(dying), serve(other) as second, official(second) as client_of_other:
+                api = Asking(other, second, client_of_other)
+                lost = await self.ended(api, once)
+                assert (lost.status, lost.error.code if lost.error else "") == ("failed", "server_error")
+                judged = api.judged(await api.ask("GET", f"/responses/{once}?stream=true"))
+                assert judged.events[-2]["code"] == "worker_lost"
+                said_again.end("Hello")
+                found = await self.ended(api, again)
+                assert (found.status, found.output_text) == ("completed", "Hello")
+                api.judged(await api.ask("GET", f"/responses/{again}?stream=true"))
         assert [request.model for request in said_again.requests] == ["again"]
 
     @requirement("responses.idempotency-key", "chat.request.idempotency-key")

@@ -65,9 +65,11 @@ class PlannedStore:
         self._read()
         return await self._store.get(kind, id, owner)
 
-    async def events(self, run: str, after: int = -1, limit: int = 1000) -> Sequence[Event]:
+    async def events(
+        self, run: str, after: int = -1, limit: int = 1000, *, max_bytes: int | None = None
+    ) -> Sequence[Event]:
         self._read()
-        return await self._store.events(run, after, limit)
+        return await self._store.events(run, after, limit, max_bytes=max_bytes)
 
     def _read(self) -> None:
         if self.reads_fail:
@@ -115,6 +117,7 @@ class Said:
         return self.cost
 
     def _end(self, status: RunStatus, text: str) -> list[bytes]:
-        if self._outcome is None:
-            self._outcome = Outcome(status, {"said": text})
+        if self._outcome is not None:
+            return []
+        self._outcome = Outcome(status, {"said": text})
         return self.split(text)

@@ -15,7 +15,7 @@ def entry(**fields: object) -> RecordEntry:
 
 
 def test_a_run_is_open_until_it_has_ended() -> None:
-    assert OPEN == {"queued", "in_progress", CANCELLING}
+    assert set(OPEN) == {"queued", "in_progress", CANCELLING}
     assert not OPEN & {status.value for status in TERMINAL}
 
 

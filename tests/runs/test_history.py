@@ -15,6 +15,8 @@ from agentrun_server.runs.history import (
     renamed,
     resolve_references,
     response_context,
+    with_results,
+    without_result,
 )
 from agentrun_server.storage.contracts import Create, Delete, Record
 from agentrun_server.storage.sqlite import SQLiteStore
@@ -185,3 +187,19 @@ def test_an_approval_follows_the_request_that_got_another_id() -> None:
     response = {"type": "mcp_approval_response", "id": "r2", "approval_request_id": "mcpr_x", "approve": True}
     named = renamed([request, other, response], {"mcpr_x"}, Counter())
     assert named == [{**request, "id": "mcpr_1"}, other, {**response, "approval_request_id": "mcpr_1"}]
+
+
+def test_a_call_that_comes_back_without_its_result_is_the_one_that_is_known() -> None:
+    def call(name: str, output: str | None = None, error: object = None) -> Item:
+        return {"type": "mcp_call", "id": name, "arguments": "{}", "output": output, "error": error}
+
+    known = {"known": call("known", "42"), "whole": call("whole", "of before")}
+    items = [
+        user("whole"),
+        call("known"),
+        call("unknown"),
+        call("whole", "of now"),
+        call("failed", error={"type": "x"}),
+    ]
+    assert without_result(items) == ["known", "unknown"]
+    assert with_results(items, known) == [items[0], known["known"], *items[2:]]

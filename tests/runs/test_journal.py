@@ -284,9 +284,7 @@ async def test_a_run_that_is_not_queued_any_more_does_not_proceed(journals: Jour
     assert journals.lost == [StopReason.LEASE_LOST]
 
 
-async def test_an_end_that_comes_while_a_run_proceeds_stands_behind_it(
-    journals: Journals, store: PlannedStore
-) -> None:
+async def test_an_end_that_comes_while_a_run_proceeds_stands_behind_it(journals: Journals, store: PlannedStore) -> None:
     journal = journals()
     await journal.begin(RunStatus.QUEUED, [b"queued"])
     store.gate.clear()
@@ -542,13 +540,11 @@ async def test_a_reader_of_what_was_deleted_comes_to_an_end(
     assert await within(read(journal)) == []
 
 
-def test_the_changes_of_a_beginning_stand_in_the_order_in_which_they_can_be_made() -> None:
-    entry = RecordEntry(kind="response", id="r", owner="alice", companions=(Delete("idempotency", "i"),))
-    journal = Journal(
-        PlannedStore(None), None, entry, worker="w", lease=lambda: None, lost=lambda _: None  # type: ignore[arg-type]
-    )
-    batch = journal_module._Batch([b"one"], proceeds=False, outcome=DONE)
-    create, companion, appended = journal._changes(batch)
-    assert isinstance(create, Create)
-    assert (create.record.status, companion) == ("completed", Delete("idempotency", "i"))
-    assert appended == AppendEvents(run="r", first=0, data=[b"one"])
+async def test_the_record_stands_before_its_log(journals: Journals, store: PlannedStore) -> None:
+    companion = Delete("idempotency", "i")
+    journal = journals(RecordEntry(kind="response", id="r", owner="alice", companions=(companion,)))
+    journal.finish([b"one"], DONE)
+    await written(journal)
+    ((created, *others),) = store.commits
+    assert isinstance(created, Create)
+    assert others == [companion, AppendEvents(run="r", first=0, data=[b"one"])]

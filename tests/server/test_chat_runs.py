@@ -583,6 +583,21 @@ async def test_what_was_refused_before_it_ran_does_not_use_up_its_key() -> None:
         assert text_of(await served.chat(headers=KEY, model="known")) == "Hi"
 
 
+@streamed
+async def test_a_request_that_may_have_been_written_down_is_answered_when_it_comes_again(stream: bool) -> None:
+    agent = Told()
+    server = keeping(agent)
+    async with serve(server) as served:
+        store = await store_of(server)
+        with away(store, unheard=True):
+            refused = await served.chat(stream=stream, headers=KEY)
+            assert (refused.status, refused.error()["code"]) == (503, "storage_unavailable")
+        again = await served.chat(stream=stream, headers=KEY)
+        assert (again.status, again.error()["code"]) == (503, "storage_unavailable")
+        assert server._admission.running == 0
+    assert agent.requests == []
+
+
 async def test_an_answer_that_was_deleted_cannot_be_told_again() -> None:
     server = keeping(hello)
     async with serve(server) as served:

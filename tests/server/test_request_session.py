@@ -12,6 +12,8 @@ from agentrun_server import AgentError, AgentRequest, AgentRunServer, ServerConf
 from agentrun_server.core.messages import Message
 from agentrun_server.errors import ConfigurationError
 from agentrun_server.invoker.agent import AgentCallable
+from agentrun_server.runs.run import StopReason
+from agentrun_server.runs.sessions import StoredSession
 from agentrun_server.storage.contracts import StorageUnavailableError
 from tests.support.clock import after, eventually, within
 from tests.support.kept import Told, as_caller, away, keeping, kept, official, store_of, text_of
@@ -107,8 +109,14 @@ async def test_what_a_front_end_says_counts_only_when_it_is_trusted(trust: bool)
         await said(served, "a title", chat("ann", ("x-openwebui-task", "title_generation")))
         found = [await remembered(served, chat(user)) for user in ("ann", "ben")]
         assert found == [[["user", "of ann"], ["assistant", "hello of ann"]] if trust else [], []]
-        task = await served.chat(model="agent", headers=chat("ann", ("x-openwebui-task", "tags")))
-        assert (task.header(SESSION) == "c1") is False
+        if trust:
+            for more in (("x-openwebui-task", "tags"), ("x-openwebui-chat-id", "local:a")):
+                headers = [one for one in chat("ann") if one[0] != more[0]]
+                answer = await served.chat(model="agent", headers=[*headers, more])
+                identity = answer.header(SESSION) or ""
+                assert identity.startswith("session_")
+                user = ("x-openwebui-user-id", "ann")
+                assert await remembered(served, [(SESSION, identity), user]) == [], "it is nobody's business"
         answer = await served.chat(model="agent", headers=chat("ann"))
         assert (answer.header(SESSION) == "c1") is trust
 
@@ -328,6 +336,28 @@ async def test_a_replay_names_the_session_of_the_answer_and_adds_nothing_to_it()
         first = await served.chat(model="agent", headers=failing)
         again = await served.chat(model="agent", headers=key)
         assert (first.header(SESSION), again.header(SESSION)) == ("other", "other")
+
+
+async def test_an_answer_that_was_stopped_while_it_was_remembered_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = with_memory(hello)
+    end_turn = StoredSession.end_turn
+
+    async def stop_first(self: StoredSession, said: Sequence[Message] = ()) -> None:
+        assert server._runs is not None
+        (run,) = server._runs.local.values()
+        run.stop(StopReason.RUN_TIMEOUT)
+        await end_turn(self, said)
+
+    key: Headers = [*HERE, ("idempotency-key", "k")]
+    async with serve(server) as served:
+        with monkeypatch.context() as patch:
+            patch.setattr(StoredSession, "end_turn", stop_first)
+            answer = await served.chat(model="agent", headers=key, store=True)
+        again = await served.chat(model="agent", headers=key, store=True)
+        for one in (answer, again):
+            assert (one.status, one.error()["code"]) == (504, "agent_timeout")
+        assert await kept(server, "completion") == []
+        assert await said(served, "the turn is free") == "hello the turn is free"
 
 
 # --- one turn at a time

@@ -5,7 +5,7 @@ Who calls is the text of the bearer token, so that a test can be two callers.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from agentrun_server import AgentRequest, AgentRunServer, ServerConfig
 from agentrun_server.invoker.agent import AgentCallable
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
-from agentrun_server.storage.contracts import Record, StorageUnavailableError, Store
+from agentrun_server.storage.contracts import Change, Record, StorageUnavailableError, Store
 from tests.support.clock import eventually
 from tests.support.raw_client import Headers, Response
 from tests.support.serve import Served
@@ -128,10 +128,13 @@ async def kept(server: AgentRunServer, kind: str) -> list[Record]:
 
 
 @contextmanager
-def away(store: Store) -> Iterator[None]:
-    """Have `store` refuse to write."""
+def away(store: Store, *, unheard: bool = False) -> Iterator[None]:
+    """Have `store` refuse to write; or, `unheard`, write and say that it may have not."""
+    write = store.commit
 
-    async def refuse(_: object) -> None:
+    async def refuse(changes: Sequence[Change]) -> None:
+        if unheard:
+            await write(changes)
         raise StorageUnavailableError("away")
 
     with pytest.MonkeyPatch.context() as patch:

@@ -160,7 +160,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         prog="python -m tests.runs.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("faults", nargs="*", metavar="fault", choices=[*_ALL, []], help=f"of {', '.join(_ALL)}; all when left out")
+    parser.add_argument(
+        "faults", nargs="*", metavar="fault", choices=[*_ALL, []], help=f"of {', '.join(_ALL)}; all when left out"
+    )
     parser.add_argument("--kills", type=int, default=200, help="at random moments")
     parser.add_argument("--rounds", type=int, default=2, help="through all fail points")
     parser.add_argument("--cancels", type=int, default=1000, help="on one server; a fifth as many from another")

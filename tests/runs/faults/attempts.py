@@ -64,7 +64,9 @@ async def check_handover(place: Place, *, lease: float, drain: float) -> str:
             runs = place.runs()
     assert runs == {"busy": 2, **{f"w{n}": 1 for n in range(5)}}
     assert taken < drain, f"those that waited were taken {taken:.1f} s after SIGTERM, with a drain of {drain} s"
-    return f"what waited was run elsewhere {taken:.1f} s after SIGTERM, with a lease of {lease} s and a drain of {drain} s"
+    return (
+        f"what waited was run elsewhere {taken:.1f} s after SIGTERM, with a lease of {lease} s and a drain of {drain} s"
+    )
 
 
 async def _start(replica: Replica, tag: str, model: str, pieces: int) -> str:

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.runs.faults.clients import RESPONSES, Place, Replica, ask, body_of, create, get, poll, resume, text_of
+from tests.runs.faults.clients import RESPONSES, Place, Replica, ask, create, get, poll, resume, text_of
 from tests.runs.faults.customers import check_log
 from tests.runs.faults.server import question
 

@@ -55,9 +55,7 @@ class Client(RawClient):
         self._read += data
 
 
-async def ask(
-    port: int, method: str, path: str, body: Any = None, headers: Sequence[tuple[str, str]] = ()
-) -> Response:
+async def ask(port: int, method: str, path: str, body: Any = None, headers: Sequence[tuple[str, str]] = ()) -> Response:
     """Make one request on a connection of its own; return the answer.
 
     Raises:

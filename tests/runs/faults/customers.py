@@ -59,6 +59,11 @@ class Told:
         return bool(self.body["model"] == "again" and self.body.get("background"))
 
     @property
+    def goes_on(self) -> bool:
+        """It was started, may run again, and was not seen to end."""
+        return bool(self.may_run_again and self.id and self.answer is None)
+
+    @property
     def most_runs(self) -> int:
         """How often its agent may be run."""
         return 3 if self.may_run_again else 1
@@ -83,6 +88,10 @@ class Customers:
         async with asyncio.TaskGroup() as group:
             for number in range(clients):
                 group.create_task(self._use(port, number, first if number == 0 else ""))
+
+    async def has_left_something(self) -> bool:
+        """Tell whether there is something that others go on with."""
+        return any(told.goes_on for told in self.told)
 
     async def _use(self, port: int, number: int, first: str) -> None:
         habits = list(HABITS)
@@ -150,9 +159,11 @@ class Customers:
 
     async def _left_running(self, port: int, number: int) -> None:
         """Start something that is still running when the server is killed."""
-        model = self._random.choice(["speaker", "again"])
-        pieces, pause = (FOREVER, 0.01) if model == "speaker" else (30, 0.02)
-        await self._start(port, self._ask(pieces, pause, background=True, model=model))
+        await self._start(port, self._ask(FOREVER, 0.01, background=True, model="speaker"))
+
+    async def _left_to_others(self, port: int, number: int) -> None:
+        """Start something that goes on when the server is killed."""
+        await self._start(port, self._ask(30, 0.05, background=True, model="again"))
 
     async def _watched_background(self, port: int, number: int) -> None:
         await self._watch(port, self._ask(background=True, stream=True))
@@ -217,6 +228,7 @@ HABITS: Final[Mapping[str, Habit]] = {
     "streamed": Customers._streamed,
     "background": Customers._background,
     "left running": Customers._left_running,
+    "left to others": Customers._left_to_others,
     "watched background": Customers._watched_background,
     "resumed": Customers._resumed,
     "cancelled": Customers._cancelled,

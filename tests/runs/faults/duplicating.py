@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jwt
@@ -27,9 +28,7 @@ async def duplicate(place: Place, replicas: Sequence[Replica], count: int) -> st
         tag = f"{shape.replace(' ', '-')}-{len(replicas)}"
         body = {"model": "speaker", "input": question(tag, 10, 0.01), **fields}
         headers = [("idempotency-key", f"key {tag}")]
-        asked = [
-            stream(replicas[n % len(replicas)].port, "POST", RESPONSES, body, headers) for n in range(count)
-        ]
+        asked = [stream(replicas[n % len(replicas)].port, "POST", RESPONSES, body, headers) for n in range(count)]
         answers = await asyncio.gather(*asked)
         late = await stream(replicas[-1].port, "POST", RESPONSES, body, headers)
         assert {answer.status for answer in answers} == {200}, (shape, {answer.status for answer in answers})
@@ -43,7 +42,9 @@ async def duplicate(place: Place, replicas: Sequence[Replica], count: int) -> st
         other = await create(replicas[0].port, headers, **{**body, "input": question(f"{tag}-other", 1, 0)})
         assert (other.status, other.error()["code"]) == (400, "idempotency_key_reused"), other
         assert not place.runs()[f"{tag}-other"]
-    return f"{count} duplicates of {len(_SHAPES)} shapes on {len(replicas)} servers: each agent ran once, all answers equal"
+    return (
+        f"{count} duplicates of {len(_SHAPES)} shapes, {len(replicas)} servers: each agent ran once, all answers equal"
+    )
 
 
 async def kill_between(place: Place, count: int) -> str:
@@ -55,7 +56,7 @@ async def kill_between(place: Place, count: int) -> str:
         async with place.serve() as staying:
             async with place.serve() as dying:
                 first = asyncio.create_task(_until_gone(dying, body, headers))
-                await wait_until(lambda: _has_run(place, shape), 10, "the agent runs")
+                await wait_until(partial(_has_run, place, shape), 10, "the agent runs")
                 twins = [asyncio.create_task(_until_gone(dying, body, headers)) for _ in range(count)]
                 others = [
                     asyncio.create_task(stream(staying.port, "POST", RESPONSES, body, headers)) for _ in range(count)
@@ -93,7 +94,7 @@ async def _until_gone(replica: Replica, body: Any, headers: Sequence[tuple[str, 
 
 async def check_owners(place: Place) -> str:
     """Let two callers use the same key for different requests, and look for each other's answers."""
-    settings = {
+    settings: dict[str, Any] = {
         "auth_jwt_key": _SECRET,
         "auth_issuer": "test",
         "auth_audience": "test",

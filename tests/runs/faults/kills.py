@@ -7,8 +7,9 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from tests.runs.faults.clients import Place, ask
+from tests.runs.faults.clients import Place, ask, wait_until
 from tests.runs.faults.customers import Customers, Told, check_conversation, check_key, check_told
 from tests.runs.faults.server import Moment
 from tests.storage.faults import damage
@@ -55,21 +56,23 @@ class Kills:
     async def at(self, point: str) -> None:
         """Kill a server at a fail point, and look."""
         if point.split(":")[1] in _INHERITING:
-            await self._live("")
+            await self._live("", bequeath=True)
         await self._live(point)
         await self._look()
 
-    async def _live(self, point: str) -> None:
+    async def _live(self, point: str, *, bequeath: bool = False) -> None:
         customers = Customers(self._random.getrandbits(32), f"{self.kills}-")
         self._lives.append(customers)
         moment = point.split(":")[1] if point else ""
-        settings = {"failpoint": f"{point}:kill"} if point else {}
+        settings: dict[str, Any] = {"failpoint": f"{point}:kill"} if point else {}
         async with self.place.serve(worker_lease=self.lease, **settings) as replica:
-            first = _FIRST.get(Moment(moment), "") if moment else "left running"
+            first = "left to others" if bequeath else _FIRST.get(Moment(moment), "") if moment else "left running"
             using = asyncio.create_task(customers.use(replica.port, first=first))
             if point:
                 died = await replica.died(_HIT)
                 assert died, f"{point} was not reached"
+            elif bequeath:
+                await wait_until(customers.has_left_something, _HIT, "something is left to others")
             else:
                 await asyncio.sleep(self._random.uniform(0.02, _LONGEST_LIFE))
             self._died = await replica.kill()

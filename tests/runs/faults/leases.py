@@ -67,13 +67,11 @@ async def check_stand_still(place: Place, *, lease: float) -> str:
         again = await _start_one(still, "again", "again")
         shown, turn, reader = Stream(), Stream(), Stream()
         conversation = await _conversation(still)
-        bodies = {
-            "shown": {"model": "speaker", "input": question("shown", _FOREVER, 0.01), "stream": True},
-            "keyed": {"model": "speaker", "input": question("keyed", _FOREVER, 0.01)},
-            "turn": {
-                "model": "speaker", "input": question("turn", _FOREVER, 0.01), "stream": True, "conversation": conversation
-            },
-        }  # fmt: skip
+        bodies: dict[str, dict[str, object]] = {
+            tag: {"model": "speaker", "input": question(tag, _FOREVER, 0.01)} for tag in ("shown", "turn", "keyed")
+        }
+        bodies["shown"]["stream"] = bodies["turn"]["stream"] = True
+        bodies["turn"]["conversation"] = conversation
         clients = [
             asyncio.create_task(stream(still.port, "POST", RESPONSES, bodies["shown"], seen=shown)),
             asyncio.create_task(stream(still.port, "POST", RESPONSES, bodies["turn"], seen=turn)),
@@ -90,7 +88,9 @@ async def check_stand_still(place: Place, *, lease: float) -> str:
                 assert (await poll(living.port, identity, lease + 15))["status"] == "failed"
             took = time.monotonic() - stopped
             await wait_until(lambda: _ran_again(place, "again"), 15, "the idempotent one runs elsewhere")
-            logs = {identity: (await resume(living.port, identity)).events for identity in (background, shown.id, turn.id)}
+            logs = {
+                identity: (await resume(living.port, identity)).events for identity in (background, shown.id, turn.id)
+            }
         await asyncio.gather(*clients)
         for identity, log in logs.items():
             now = (await resume(living.port, identity)).events
@@ -114,7 +114,9 @@ async def check_stand_still(place: Place, *, lease: float) -> str:
         assert place.runs() == {"plain": 1, "again": 2, "shown": 1, "keyed": 1, "turn": 1}
         fresh = await create(still.port, input=question("fresh", 2, 0), conversation=conversation)
         assert fresh.status == 200, "it goes on as a new worker"
-    return f"a server that stood still: its runs were ended {took:.1f} s later (lease {lease:g} s), it wrote nothing more"
+    return (
+        f"a server that stood still: its runs were ended {took:.1f} s later (lease {lease:g} s), it wrote nothing more"
+    )
 
 
 async def _start_one(replica: Replica, tag: str, model: str) -> str:

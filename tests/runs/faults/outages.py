@@ -55,8 +55,8 @@ LOCKED = Outage("another process writes all the time", _locked)
 @contextmanager
 def _full(_: Place, replica: Replica) -> Iterator[None]:
     """Let no file of the server grow."""
-    _, hard = limits = resource.prlimit(replica.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(replica.pid, resource.RLIMIT_FSIZE, (1, hard))
+    limits = resource.prlimit(replica.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(replica.pid, resource.RLIMIT_FSIZE, (1, limits[1]))
     try:
         yield
     finally:
@@ -97,8 +97,8 @@ def broken_sync(folder: Path) -> Outage | None:
     return Outage("the disk reports errors", begin, str(library))
 
 
-async def check_outage(place: Place, outage: Outage, *, lease: float) -> str:
-    """Take the store away while it is used, and give it back."""
+async def check_outage(place: Place, outage: Outage, *, lease: float, pieces: int = 600) -> str:
+    """Take the store away while it is used, and give it back; streams of so many pieces last longer than that."""
     async with place.serve(worker_lease=lease, counted=False, preload=outage.preload) as replica:
         port = replica.port
         before = await create(port, input=question("before", 3, 0))
@@ -110,8 +110,8 @@ async def check_outage(place: Place, outage: Outage, *, lease: float) -> str:
             asyncio.create_task(stream(port, "POST", path, {**long, **more}, seen=seen))
             for path, more, seen in (
                 (RESPONSES, {"input": question("s", 100_000, 0.01)}, shown),
-                (RESPONSES, {"input": question("u", 600, 0.01), "store": False}, unstored),
-                ("/v1/chat/completions", {"messages": [_user("c", 600, 0.01)]}, chat),
+                (RESPONSES, {"input": question("u", pieces, 0.01), "store": False}, unstored),
+                ("/v1/chat/completions", {"messages": [_user("c", pieces, 0.01)]}, chat),
             )
         ]
         await wait_until(lambda: _all_begun(shown, unstored, chat), 10, "all streams have begun")

@@ -75,9 +75,7 @@ async def _conversation(replica: Replica) -> str:
 
 
 async def _say(replica: Replica, conversation: str, tag: str, pause: float) -> Response:
-    return await create(
-        replica.port, model="listener", input=question(tag, 1, pause), conversation=conversation
-    )
+    return await create(replica.port, model="listener", input=question(tag, 1, pause), conversation=conversation)
 
 
 async def _texts(replica: Replica, conversation: str) -> list[str]:
