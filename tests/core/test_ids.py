@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 from agentrun_server.core.ids import IdSource
 
@@ -21,6 +22,13 @@ def test_ids_are_all_different_over_many_batches() -> None:
 def test_two_sources_do_not_repeat_each_other() -> None:
     first, second = IdSource(), IdSource()
     assert not {first() for _ in range(300)} & {second() for _ in range(300)}
+
+
+def test_threads_that_make_ids_at_once_make_different_ones() -> None:
+    new_id = IdSource()
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: [new_id() for _ in range(2000)], range(8)))
+    assert len({identity for some in made for identity in some}) == 16_000
 
 
 def test_a_forked_worker_does_not_repeat_the_ids_of_its_parent() -> None:

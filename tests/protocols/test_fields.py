@@ -82,6 +82,44 @@ def test_numbers_that_json_does_not_have_are_found_however_deep(value: Any) -> N
     fields.check_finite({"a": [1.5, None, "x", {"b": True}]})
 
 
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    def nested(depth: int) -> Any:
+        value: Any = "x"
+        for _ in range(depth):
+            value = [value]
+        return value
+
+    fields.check_finite(nested(256))
+    with pytest.raises(InvalidRequestError) as refused:
+        fields.check_finite(nested(300))
+    assert refused.value.code == "invalid_json"
+
+
+@pytest.mark.parametrize("part", ["{},", "[],", "1,", '"",', '{"a":{"b":[1]}},'])
+def test_a_body_has_a_bound_in_values(part: str) -> None:
+    for count, accepted in ((20_000, True), (140_000, False)):
+        text = f"[{part * count}0]".encode()
+        if accepted:
+            fields.check_amount(json.loads(text), text)
+        else:
+            with pytest.raises(InvalidRequestError) as refused:
+                fields.check_amount(json.loads(text), text)
+            assert refused.value.code == "too_many_values"
+
+
+def test_what_stands_in_texts_is_not_counted() -> None:
+    value = ["[{,}]" * 100_000]
+    text = json.dumps(value).encode()
+    fields.check_density(text)
+    fields.check_amount(value, text)
+
+
+def test_what_would_take_long_to_parse_is_not_parsed() -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        fields.check_density(b"[" + b"{}," * 1_100_000)
+    assert refused.value.code == "too_many_values"
+
+
 def test_an_error_never_repeats_the_value() -> None:
     for check, value in ((fields.text(), {"secret": 1}), (fields.choice("a"), "secret"), (fields.text(3), "secret")):
         with pytest.raises(InvalidRequestError) as raised:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from agentrun_server.errors import InvalidRequestError
-from agentrun_server.protocols.openai_responses.items import Item
+from agentrun_server.protocols.openai_responses.items import MAX_BYTES, Item
 from agentrun_server.runs.history import (
     conversation_items,
     find_previous,
     item_records,
+    links,
     renamed,
     resolve_references,
     response_context,
@@ -96,6 +97,43 @@ async def test_a_chain_of_responses_is_their_input_and_output(store: SQLiteStore
     assert ids(await response_context(store, last, ALICE, max_items=9)) == ["u1", "a1", "u2", "a2", "u3", "a3"]
     assert ids(await response_context(store, last, ALICE, max_items=5)) == ["u2", "a2", "u3", "a3"]
     assert await response_context(store, last, ALICE, max_items=0) == []
+
+
+async def test_a_chain_is_followed_by_what_each_response_says_of_some_before_it(store: SQLiteStore) -> None:
+    """None names all: a conversation of n turns would need room for n * n names."""
+    last = await respond(store, "0")
+    for n in range(1, 200):
+        last = await respond(store, str(n), history=links(last))
+    assert links(last) == [str(n) for n in range(136, 200)]
+    used: list[Record] = []
+    items = await response_context(store, last, ALICE, max_items=400, used=used.append)
+    assert ids(items) == [f"{who}{n}" for n in range(200) for who in "ua"]
+    assert [record.id for record in used] == [str(n) for n in reversed(range(200))]
+    used.clear()
+    assert len(await response_context(store, last, ALICE, max_items=100, used=used.append)) == 100
+    assert len(used) == 51, "no more is read than there is room for"
+
+
+async def test_a_chain_has_a_bound_in_bytes(store: SQLiteStore) -> None:
+    """What the answer goes on from is in it however large it is."""
+    large = {**user("u2"), "content": [{"type": "input_text", "text": "x" * MAX_BYTES}]}
+    first = await respond(store, "1")
+    second = response_record("2", question=[large], output=[agent("a2")], history=["1"])
+    await store.commit([Create(second)])
+    third = await respond(store, "3", history=["1", "2"])
+    for record, left in ((first, "u1 a1"), (second, "u2 a2"), (third, "u3 a3")):
+        stored = await find_previous(store, record.id, ALICE)
+        assert " ".join(ids(await response_context(store, stored, ALICE, max_items=9))) == left
+
+
+async def test_a_conversation_has_a_bound_in_bytes(store: SQLiteStore) -> None:
+    part = {"type": "input_text", "text": "x" * (MAX_BYTES // 3)}
+    items = [{**(agent if n % 2 else user)(str(n)), "content": [part]} for n in range(6)]
+    await converse(store, "c", *items[:3])
+    await converse(store, "c", *items[3:])
+    assert ids(await conversation_items(store, "c", ALICE, max_items=9)) == ["4", "5"]
+    await store.commit([Delete("item", "5")])
+    assert ids(await conversation_items(store, "c", ALICE, max_items=9)) == ["4"], "3 would be no beginning"
 
 
 async def test_a_chain_that_lacks_a_response_is_none(store: SQLiteStore) -> None:

@@ -82,6 +82,10 @@ def test_one_in_another_is_refused() -> None:
 
 def test_a_small_item_cannot_become_a_huge_one() -> None:
     assert problem(packed("[]" + " " * 10_000_000), max_bytes=1_000_000) == "invalid_compaction"
+    once = packed(json.dumps([USER]) + " " * 1000)
+    assert len(expanded(once, once, max_bytes=2500)) == 2
+    assert problem(once, once, once, max_bytes=2500) == "invalid_compaction", "all together have a bound"
+    assert problem(once, max_bytes=0) == "invalid_compaction"
     many = compact(read(*[USER] * 50), Counter())
     assert problem(many, max_items=20) == "array_above_max_length"
     assert problem(many, *read(USER), max_items=50) == "array_above_max_length"

@@ -157,6 +157,14 @@ def test_references_are_found_once_each_and_replaced() -> None:
     assert resolve(items, known) == [known["msg_9"], items[1], known["rs_1"], known["msg_9"]]
 
 
+def test_what_is_referred_to_has_a_bound_however_often_it_is() -> None:
+    known = {"a": {"type": "message", "id": "a", "content": "x" * (MAX_BYTES // 4)}}
+    assert resolve(read(*[{"id": "a"}] * 3), known) == [known["a"]] * 3
+    with pytest.raises(InvalidRequestError) as refused:
+        resolve(read(*[{"id": "a"}] * 4), known, param="items")
+    assert (refused.value.param, refused.value.code) == ("items", "context_length_exceeded")
+
+
 def test_a_reference_to_nothing_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="Item with id 'msg_9' not found") as raised:
         resolve(read({"id": "msg_9"}), {})
