@@ -8,7 +8,7 @@ documentation, routes added to `.app`. It is imported when one of these is wante
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentrun_server.config import ServerConfig
@@ -27,16 +27,11 @@ from agentrun_server.observability.access_log import AccessLog
 from agentrun_server.observability.logs import get_logger, request_id
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.protocols.openai_chat.decode import warm_up
-from agentrun_server.runs.registry import Runs
-from agentrun_server.runs.sessions import Sessions
 from agentrun_server.runs.sweeper import Sweeper
-from agentrun_server.runs.turns import Turns
 from agentrun_server.server.admission import Admission, shutting_down
 from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
 from agentrun_server.server.chat import ChatHandler
-from agentrun_server.server.completions import Completions
-from agentrun_server.server.conversations import Conversations
 from agentrun_server.server.drain import Drain
 from agentrun_server.server.exchange import (
     EXCHANGE,
@@ -51,20 +46,14 @@ from agentrun_server.server.exchange import (
 from agentrun_server.server.front import VERIFY_PATH, authentication, rate_limit, verify
 from agentrun_server.server.origin import OriginGuard
 from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler, caller
-from agentrun_server.server.resources import ResourceCall, resource
-from agentrun_server.server.response_reading import ResponseReading
-from agentrun_server.server.responses import ResponsesHandler
-from agentrun_server.server.responses_socket import ResponsesSocket
-from agentrun_server.server.routing import Routes
 from agentrun_server.server.services import Services
-from agentrun_server.server.stored_responses import StoredResponses
-from agentrun_server.storage.contracts import Record
-from agentrun_server.storage.opening import Storage, check_storage_url, open_storage
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from agentrun_server.runs.registry import Runs
     from agentrun_server.server.http_protocol import HttpLimits
+    from agentrun_server.server.keeper import Keeper
     from agentrun_server.server.websocket_head import WebSockets
 
 __all__ = ["AgentRunServer", "MiddlewareEntry"]
@@ -152,15 +141,15 @@ class AgentRunServer:
             strict=config.strict_models,
             scopes_required=config.auth_model_scopes == "required",
         )
-        self._runs = self._make_runs()
-        sessions = self._make_sessions(memory_collection_name or config.memory_collection_name)
-        services = Services(config, agents, self._admission, threads, self._sweeper, self._new_id, sessions)
-        chat = ChatHandler(services, self._runs)
+        self._memory = memory_collection_name or config.memory_collection_name
+        self._check_store()
+        self._services = Services(config, agents, self._admission, threads, self._sweeper, self._new_id)
+        keeps = None if config.store_url is None else lambda: self._keeper.chat
+        chat = ChatHandler(self._services, keeps, remembers=self._memory is not None)
         self._agents = agents
         served = openai if openai is not None and openai.config.enable else None
-        self._objects = Routes(() if served is None else served.prefixes)
-        self._add_objects(services)
-        self.agent_invoker = AgentInvoker(agents, threads, chat, self._objects, self._admission)
+        self._prefixes = () if served is None else served.prefixes
+        self.agent_invoker = AgentInvoker(agents, threads, chat, lambda: self._keeper.routes, self._admission)
         self.probes: Mapping[str, ASGIApp] = {
             "/health": self._health,
             "/livez": self._health,
@@ -168,59 +157,37 @@ class AgentRunServer:
         }
         self._routes: dict[str, tuple[str, ASGIApp]] = {path: ("GET", app) for path, app in self.probes.items()}
         self._routes[VERIFY_PATH] = ("GET", self._verify)
-        self._model_paths: tuple[str, ...] = ()
-        self._sockets: dict[str, ASGIApp] = {}
-        if served is not None:
-            socket = ResponsesSocket(self, config, self.drain, self._new_id)
-            for prefix in served.prefixes:
-                self._add(f"{prefix}/chat/completions", "POST", chat)
-                self._add(f"{prefix}/models", "GET", self._models)
-                self._sockets[f"{prefix}/responses"] = self._sockets[f"{prefix}/responses/"] = socket
-            self._model_paths = tuple(f"{prefix}/models/" for prefix in served.prefixes)
+        for prefix in self._prefixes:
+            self._add(f"{prefix}/chat/completions", "POST", chat)
+            self._add(f"{prefix}/models", "GET", self._models)
+        self._model_paths = tuple(f"{prefix}/models/" for prefix in self._prefixes)
+        self._socket_paths = frozenset(f"{prefix}/responses{end}" for prefix in self._prefixes for end in ("", "/"))
         self._serves_azure = served is not None and served.config.prefix is None
         self._stack = self._build_stack([*authentication(config), *middleware, *rate_limit(config)])
         self._app: FastAPI | None = None
         # Protocols of a user's own are FastAPI routers, and so is the documentation.
         self._needs_app = config.docs or any(p is not openai for p in protocols)
 
-    def _make_runs(self) -> Runs | None:
+    def _check_store(self) -> None:
         config = self.config
-        url = config.store_url
-        if url is None:
-            return None
-        check_storage_url(url)
-        opener = partial(open_storage, url, bus_redis_url=config.bus_redis_url, durable=config.store_durable)
-        return Runs(config, self._new_id, self._sweeper, opener)
+        if config.store_url is None:
+            if self._memory is not None:
+                raise ConfigurationError("memory_collection_name needs a store: store_url is none")
+        elif config.store_url != "sqlite":  # which is no URL to look at
+            from agentrun_server.storage.opening import check_storage_url
 
-    def _make_sessions(self, collection: str | None) -> Sessions | None:
-        if collection is None:
-            return None
-        runs = self._runs
-        if runs is None:
-            raise ConfigurationError("memory_collection_name needs a store: store_url is none")
+            check_storage_url(config.store_url)
 
-        async def turns() -> Turns:
-            await runs.storage()
-            return runs.turns
+    @cached_property
+    def _keeper(self) -> "Keeper":
+        """What outlives a request. Half of this package is behind it, which is imported when it is used or served."""
+        from agentrun_server.server.keeper import Keeper
 
-        return Sessions(runs.storage, turns, collection)
+        return Keeper(self._services, self._prefixes, self._memory, self, self.drain)
 
-    def _add_objects(self, services: Services) -> None:
-        """Add the routes of responses, and of all else that is stored."""
-        runs, routes = self._runs, self._objects
-        storage = _nothing_stored if runs is None else runs.storage
-        responses = ResponsesHandler(services, runs)
-        routes.add("POST", "/responses", lambda _: responses)
-        completions = Completions(services, storage)
-        completions.add_to(routes)
-        routes.add("GET", "/chat/completions", resource(completions.list_completions, services))
-        Conversations(services, storage).add_to(routes)
-        StoredResponses(services, storage, _not_stopped if runs is None else runs.delete).add_to(routes)
-        if runs is not None:
-            ResponseReading(services, runs).add_to(routes)
-        else:
-            for method, path in (("GET", "/responses/{response_id}"), ("POST", "/responses/{response_id}/cancel")):
-                routes.add(method, path, resource(_nothing_to_show, services))
+    @property
+    def _runs(self) -> "Runs | None":
+        return self._keeper.runs
 
     def _add(self, path: str, method: str, handler: ASGIApp) -> None:
         self._routes[path] = self._routes[f"{path}/"] = (method, handler)
@@ -311,7 +278,9 @@ class AgentRunServer:
         app = self.app
         # Middleware that was added to the FastAPI app must see every request, so then everything goes through it.
         path = _path(scope)
-        if len(app.user_middleware) == 1 and (self._find(path)[1] is not None or self._objects.find(path) is not None):
+        if len(app.user_middleware) == 1 and (
+            self._find(path)[1] is not None or self._keeper.routes.find(path) is not None
+        ):
             await self._stack(scope, receive, send)
         else:
             await app(scope, receive, send)
@@ -323,7 +292,7 @@ class AgentRunServer:
             await (inner or self._serve_lifespan)(scope, receive, send)
             return
         if scope["type"] != "http":
-            socket = self._sockets.get(_path(scope))
+            socket = self._keeper.socket if _path(scope) in self._socket_paths else None
             # One that was added to the FastAPI app may speak WebSocket too.
             await (socket or inner or _no_websocket)(scope, receive, send)
             return
@@ -331,7 +300,7 @@ class AgentRunServer:
         method, handler = self._find(path)
         if handler is not None and (wanted == method or (wanted == "HEAD" and method == "GET")):
             await handler(scope, receive, send)
-        elif (match := self._objects.find(path)) is not None:
+        elif (match := self._keeper.routes.find(path)) is not None:
             app = match.app(wanted)
             if app is not None:
                 await app(scope, receive, send)
@@ -401,7 +370,7 @@ class AgentRunServer:
         """Where WebSockets are, and what one may cost; read by `agentrun_server.server.http_protocol`."""
         from agentrun_server.server.websocket_head import WebSocketLimits, WebSockets
 
-        return WebSockets(frozenset(self._sockets), WebSocketLimits.from_config(self.config))
+        return WebSockets(self._socket_paths, WebSocketLimits.from_config(self.config))
 
     def not_ready(self) -> str | None:
         """Return why a load balancer should send nothing here, None when it may."""
@@ -497,18 +466,6 @@ def unknown_url() -> NotFoundError:
     return NotFoundError("Unknown request URL. Please check the URL for typos; the API is served under /v1.")
 
 
-async def _nothing_stored() -> Storage:
-    raise NotFoundError("This server stores nothing.", code="storage_disabled")
-
-
-async def _nothing_to_show(_: ResourceCall) -> dict[str, Any]:
-    raise NotFoundError("This server stores nothing.", code="storage_disabled")
-
-
-async def _not_stopped(_: Record) -> None:
-    raise AssertionError("nothing is stored")
-
-
 async def _unknown_url(_scope: Scope, _: Receive, send: Send) -> None:
     await answer_error(send, unknown_url())
 
@@ -554,6 +511,7 @@ def _cors(config: ServerConfig) -> list[MiddlewareEntry]:
                 "openai-processing-ms",
                 "www-authenticate",
                 "x-conversation-id",
+                "idempotent-replayed",
                 *(f"x-ratelimit-{what}-{of}" for what in _RATE_LIMIT for of in ("requests", "tokens")),
             ],
         )

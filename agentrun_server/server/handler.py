@@ -18,7 +18,7 @@ from agentrun_server.server.asgi import Message, Receive, Scope, Send
 from agentrun_server.server.attachment import Attachment, ClientLeftError
 from agentrun_server.server.exchange import EXCHANGE, Exchange
 from agentrun_server.server.services import Services
-from agentrun_server.storage.contracts import SchemaVersionError, StorageUnavailableError
+from agentrun_server.storage.errors import SchemaVersionError, StorageUnavailableError
 
 if TYPE_CHECKING:
     from starlette.requests import Request

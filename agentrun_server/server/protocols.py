@@ -4,7 +4,7 @@ A protocol is a FastAPI router. `ProtocolHandler.as_fastapi_router` is given an 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,11 @@ from agentrun_server.invoker.threads import Threads
 from agentrun_server.server.admission import Admission
 from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import ASGIApp
-from agentrun_server.server.routing import Routes
 
 if TYPE_CHECKING:
     from fastapi import APIRouter, Request, Response
+
+    from agentrun_server.server.routing import Routes
 
 __all__ = ["AgentInvoker", "BaseProtocolHandler", "OpenAIProtocolHandler", "ProtocolHandler", "caller"]
 
@@ -33,14 +34,20 @@ caller: ContextVar[Any] = ContextVar("agentrun_server_caller", default=None)
 class AgentInvoker:
     """Runs the server's agents for protocols of a user's own."""
 
-    def __init__(self, agents: Agents, threads: Threads, chat: ASGIApp, routes: Routes, admission: Admission) -> None:
+    def __init__(
+        self, agents: Agents, threads: Threads, chat: ASGIApp, routes: "Callable[[], Routes]", admission: Admission
+    ) -> None:
         self.agents = agents
         self.chat = chat
         """Chat Completions as an ASGI app, for any path."""
-        self.routes = routes
-        """What else there is of the OpenAI API."""
+        self._routes = routes
         self._threads = threads
         self._admission = admission
+
+    @property
+    def routes(self) -> "Routes":
+        """What else there is of the OpenAI API, beside `chat` and models."""
+        return self._routes()
 
     async def invoke_stream(self, request: AgentRequest) -> AsyncGenerator[str | TypedEvent, None]:
         """Run the agent that `request.model` names, or the first; yield what it says, piece by piece.

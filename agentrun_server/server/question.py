@@ -82,7 +82,7 @@ class QuestionReader:
         made: set[str] = set()
         call, kept = await aside(partial(self._decode, body, headers, made), len(body))
         call.request.principal, call.request.request_id = principal, request_id
-        agent = self._agents.find(call.request.model, principal)
+        agent = self._find_agent(call.request.model, principal)
         if self._runs is None and call.store:
             if call.background:
                 raise InvalidRequestError(
@@ -91,6 +91,13 @@ class QuestionReader:
             call = replace(call, store=False, echo={**call.echo, "store": False})
         question = Question(call=call, agent=agent, owner=owner_of(principal), made=frozenset(made), body=kept)
         return await self.with_context(question)
+
+    def _find_agent(self, model: str, principal: Any) -> Agent:
+        """Return the agent of `model`; an unknown one is a 400 here, as OpenAI has it, and a 404 in Chat Completions."""
+        try:
+            return self._agents.find(model, principal)
+        except NotFoundError as error:
+            raise InvalidRequestError(error.message, code=error.code, param="model") from None
 
     def _decode(self, body: bytes, headers: Headers, made: set[str]) -> tuple[ResponsesCall, dict[str, Any] | None]:
         """Return the request, and what was sent when another worker may have to read it again."""

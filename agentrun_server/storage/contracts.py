@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
-from agentrun_server.errors import AgentRunServerError
+from agentrun_server.storage.errors import ConflictError, SchemaVersionError, StorageError, StorageUnavailableError
 
 __all__ = [
     "AppendEvents",
@@ -36,22 +36,6 @@ __all__ = [
     "Store",
     "Update",
 ]
-
-
-class StorageError(AgentRunServerError):
-    """Base of what storage raises."""
-
-
-class ConflictError(StorageError):
-    """A condition of a change does not hold; nothing of the commit was written."""
-
-
-class StorageUnavailableError(StorageError):
-    """The store cannot be read or written now: disk full, locked, server away. Worth another try later."""
-
-
-class SchemaVersionError(StorageError):
-    """The store was written by a newer release of this package, and is left alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

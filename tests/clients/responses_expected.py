@@ -206,7 +206,7 @@ SCENARIOS: Final[Mapping[str, Mapping[str, Any]]] = {
     "give_up_streamed": {**_BROKEN, "code": "upstream_down", "message": "The upstream is down."},
     # With the client's own retries on: agent code ran, so it must not run again.
     "retries": {"runs": 1},
-    "unknown_model": {"status": 404, "code": "model_not_found", "param": None, "runs": 0},
+    "unknown_model": {"status": 400, "code": "model_not_found", "param": "model", "runs": 0},
     "bad_parameter": {"status": 400, "code": "number_out_of_range", "param": "temperature"},
     "unknown_previous": {
         "status": 400,

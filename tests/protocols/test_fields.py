@@ -1,5 +1,6 @@
 """The checks that every protocol shares: what they take, what they refuse, and how the error names it."""
 
+import json
 import math
 from typing import Any
 

@@ -22,7 +22,7 @@ def place(tmp_path: Path) -> Place:
 
 
 async def test_a_server_that_is_killed_loses_nothing_that_it_has_told(place: Place) -> None:
-    kills = Kills(place, lease=0.6)
+    kills = Kills(place)
     await kills.at_random()
     await kills.at("after:append:7")
     await kills.at("before:end:2")
@@ -48,8 +48,8 @@ async def test_the_same_request_many_times_runs_its_agent_once(place: Place) -> 
 
 
 async def test_a_server_that_was_taken_for_dead_writes_nothing(place: Place) -> None:
-    await check_stand_still(place, lease=0.6)
+    await check_stand_still(place, lease=1)
 
 
 async def test_a_full_disk_refuses_what_would_be_stored_and_nothing_else(place: Place) -> None:
-    await check_outage(place, FULL, lease=0.6, pieces=250)
+    await check_outage(place, FULL, lease=1, pieces=250)

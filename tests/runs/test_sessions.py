@@ -164,6 +164,16 @@ async def test_of_a_long_conversation_the_newest_messages_are_kept(session: Stor
 # --- whose it is
 
 
+async def test_long_messages_are_all_loaded(session: StoredSession) -> None:
+    """A page of the store ends before its limit when what it holds is large."""
+    long = Message(role="user", content="x" * (MAX_MESSAGE_BYTES - 100))
+    for _ in range(5):
+        await session.append_async(*[long] * 9)
+    await session.append_async(HELLO)
+    assert await session.load_async() == [*[long] * 45, HELLO]
+    assert await session.load_async(40) == [*[long] * 39, HELLO]
+
+
 async def test_nobody_finds_the_session_of_another(storage: Storage, clock: Clock) -> None:
     places = [
         sessions_in(storage, clock).open("chat-1", owner="issuer|alice", user="u"),

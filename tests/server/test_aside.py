@@ -25,19 +25,16 @@ async def test_an_error_of_the_work_is_that_of_who_waits() -> None:
             await aside(work, size)
 
 
-async def test_what_was_packed_is_unpacked_in_a_thread_since_it_may_be_long() -> None:
+@pytest.mark.parametrize("text", ["x", " ".join(map(str, range(1000)))])
+async def test_what_was_packed_is_unpacked_in_a_thread_when_it_may_be_long(text: str) -> None:
     threads: set[threading.Thread] = set()
 
     def new_id(prefix: str) -> str:
         threads.add(threading.current_thread())
         return f"{prefix}1"
 
-    items = read({"role": "user", "content": "x" * 10_000}, {"role": "user", "content": "y"})
-    packed = compact(items, Counter())
-    assert await expanded([packed], new_id, max_items=9) == items
-    assert await expanded(items, new_id, max_items=9) == items
-    assert not threads, "they have ids"
-    unnamed = compact([{key: value for key, value in items[0].items() if key != "id"}], Counter())
-    unnamed["encrypted_content"] += ""
-    (item,) = await expanded([unnamed], new_id, max_items=9)
-    assert item["id"] == "msg_1"
+    packed = compact([{"type": "message", "role": "user", "content": text}], Counter())
+    (item,) = await expanded([packed], new_id, max_items=9)
+    assert item == {**read({"role": "user", "content": text})[0], "id": "msg_1"}
+    assert threads.isdisjoint({threading.current_thread()}) == (len(text) > 1)
+    assert await expanded([item], new_id, max_items=9) == [item]

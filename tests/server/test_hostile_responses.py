@@ -51,6 +51,13 @@ async def echo(request: AgentRequest) -> AsyncIterator[Any]:
     yield str(len(request.messages))
 
 
+async def use_tool(_: AgentRequest) -> AsyncIterator[Any]:
+    """Use a tool of its own that returns a lot."""
+    yield FunctionCall("own", "{}", "call_1")
+    yield FunctionCallOutput("call_1", "x" * 1_000_000)
+    yield "done"
+
+
 @pytest.fixture
 def speaker() -> Speaker:
     return Speaker()
@@ -58,7 +65,8 @@ def speaker() -> Speaker:
 
 @pytest.fixture
 async def api(speaker: Speaker) -> AsyncIterator[Api]:
-    async with storing({"m": echo, "speaker": speaker, "names": call_names}, max_background_runs=5) as running:
+    agents = {"m": echo, "speaker": speaker, "tool": use_tool, "names": call_names}
+    async with storing(agents, max_background_runs=5) as running:
         yield running
 
 
@@ -364,15 +372,25 @@ async def test_an_item_that_is_referred_to_again_and_again_is_not_made_a_thousan
     refers = {"type": "item_reference", "id": item["id"]}
     conversation = (await api.ask("POST", "/conversations", {})).json()["id"]
     assert (await api.create(input=[refers] * 3)).status == 200
-    for path, body in [
+    asked: list[tuple[str, dict[str, Any]]] = [
         ("/responses", {"model": "m", "input": [refers] * 2000}),
         ("/responses", {"model": "m", "input": [refers] * 2000, "store": False}),
         ("/responses/compact", {"model": "m", "input": [refers] * 2000}),
         ("/responses/input_tokens", {"model": "m", "input": [refers] * 2000}),
         (f"/conversations/{conversation}/items", {"items": [refers] * 20}),
-    ]:
+    ]
+    for path, body in asked:
         param = "items" if "items" in body else "input"
         assert await api.refused("POST", path, body) == (400, "context_length_exceeded", param)
+
+
+async def test_a_call_that_is_sent_back_without_its_result_again_and_again_is_not_made_a_thousand_of(api: Api) -> None:
+    made = await api.made(model="tool")
+    call = next(item for item in made["output"] if item["type"] == "mcp_call")
+    bare = {"type": "mcp_call", "id": call["id"], "name": "own", "arguments": "{}"}
+    assert (await api.create(input=[bare, user("x")])).status == 200
+    body = {"model": "m", "input": [bare] * 2000}
+    assert await api.refused("POST", "/responses", body) == (400, "context_length_exceeded", "input")
 
 
 async def test_different_items_that_are_referred_to_have_the_same_bound(api: Api) -> None:
@@ -448,12 +466,12 @@ async def test_large_objects_are_read_a_few_at_a_time(api: Api) -> None:
 
 async def test_a_long_conversation_costs_no_more_with_each_turn(api: Api) -> None:
     made = await api.made()
-    for _ in range(150):
+    for _ in range(90):
         made = await api.made(previous_response_id=made["id"])
-    assert made["output"][0]["content"][0]["text"] == str(2 * 150 + 1)
+    assert made["output"][0]["content"][0]["text"] == str(2 * 90 + 1)
     record = await api.record(made["id"])
     assert record.size < 10_000
-    assert len(record.body["history"]) < 100
+    assert len(record.body["history"]) < 90
 
 
 async def test_there_are_never_more_runs_in_the_background_than_allowed(api: Api, speaker: Speaker) -> None:

@@ -63,7 +63,7 @@ async def test_a_request_goes_on_from_one_thing_only(api: Api) -> None:
         ({"input": [{"type": "item_reference", "id": "msg_none"}]}, (400, "item_not_found", "input")),
         ({"input": [item("x")] * (MAX + 1)}, (400, "array_above_max_length", "input")),
         ({"input": []}, (400, "array_below_min_length", "input")),
-        ({"model": "other"}, (404, "model_not_found", None)),
+        ({"model": "other"}, (400, "model_not_found", "model")),
     ],
 )
 @pytest.mark.parametrize("store", [True, False])

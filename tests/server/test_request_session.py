@@ -370,7 +370,6 @@ async def both_begin(
     first = asyncio.create_task(served.chat(model="agent", text="one", stream=stream, headers=headers[0]))
     await agent.ran()
     second = asyncio.create_task(served.chat(model="agent", text="two", stream=stream, headers=headers[1]))
-    await eventually(lambda: served.requests == 2)
     return [first, second]
 
 
@@ -381,6 +380,7 @@ async def test_the_second_of_two_turns_waits_for_the_first(stream: bool, key: He
     server = with_memory(agent)
     async with serve(server) as served:
         asking = await both_begin(served, agent, [HERE, [*HERE, *key]], stream)
+        await eventually(lambda: served.requests == 2)
         for _ in range(50):
             await asyncio.sleep(0)
         assert len(agent.requests) == 1

@@ -64,7 +64,7 @@ def make_server(agent: Any = recite, limits: SocketLimits | None = None, **setti
 
 
 def the_socket(server: AgentRunServer) -> ResponsesSocket:
-    socket = server._sockets[RESPONSES]
+    socket = server._keeper.socket
     assert isinstance(socket, ResponsesSocket)
     return socket
 

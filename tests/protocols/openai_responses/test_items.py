@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agentrun_server.errors import InvalidRequestError
-from agentrun_server.protocols.openai_responses.items import read_items, references, resolve
+from agentrun_server.protocols.openai_responses.items import MAX_BYTES, read_items, references, resolve
 from tests.protocols.openai_responses.answers import Counter
 from tests.protocols.openai_responses.items import read
 
