@@ -93,7 +93,7 @@ class QuestionReader:
         return await self.with_context(question)
 
     def _find_agent(self, model: str, principal: Any) -> Agent:
-        """Return the agent of `model`; an unknown one is a 400 here, as OpenAI has it, and a 404 in Chat Completions."""
+        """Return the agent of `model`. None is a 400 here, and a 404 in Chat Completions, as OpenAI has it."""
         try:
             return self._agents.find(model, principal)
         except NotFoundError as error:

@@ -204,6 +204,22 @@ async def test_references_lead_to_items_of_responses_and_of_conversations(store:
     assert await resolve_references(store, [], ALICE) == {}
 
 
+async def test_what_references_lead_to_has_a_bound(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = {"type": "input_text", "text": "x" * (MAX_BYTES // 2)}
+    await converse(store, "c", {**user("1"), "content": [part]}, {**user("2"), "content": [part]})
+    assert len(await resolve_references(store, ["1"], ALICE)) == 1
+    with pytest.raises(InvalidRequestError) as error:
+        await resolve_references(store, ["1", "2"], ALICE, param="items")
+    assert problem(error) == (400, "context_length_exceeded", "items")
+    for name in "345":
+        await respond(store, name)
+    monkeypatch.setattr("agentrun_server.runs.history._MAX_READ", 1000)
+    assert len(await resolve_references(store, ["u3", "a4"], ALICE)) == 2
+    with pytest.raises(InvalidRequestError) as error:
+        await resolve_references(store, ["u3", "a4", "u5"], ALICE)
+    assert problem(error) == (400, "context_length_exceeded", "input")
+
+
 async def test_a_reference_to_what_its_response_does_not_hold_leads_nowhere(store: SQLiteStore) -> None:
     await respond(store, "1")
     await store.commit([Create(Record(kind="item", id="m", owner=ALICE, parent="1", body={}))])

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from agentrun_server.storage import sqlite, sqlite_schema
-from agentrun_server.storage.contracts import Delete, SchemaVersionError, StorageUnavailableError, Update
+from agentrun_server.storage.codec import PAGE_BYTES
+from agentrun_server.storage.contracts import Delete, Record, SchemaVersionError, StorageUnavailableError, Update
 from agentrun_server.storage.sqlite import SQLiteStore
 from tests.storage.contract import SQLiteBackend, append, create, other_process_writes, run_process
 from tests.storage.faults import FAIL_POINTS, Kills, damage, throughput
@@ -583,6 +584,27 @@ async def test_a_process_that_writes_all_the_time_lets_others_write(backend: SQL
         await within(process.stdout.read(), LONG)
     for number in range(30):
         assert await is_whole(store, "own", number)
+    await backend.aclose()
+
+
+async def test_no_more_large_records_are_read_than_a_page_has(
+    backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await backend.open()
+    body = {"text": "x" * (PAGE_BYTES // 2)}
+    for number in range(6):
+        await store.commit([create(str(number), body=body)])
+    read: list[str] = []
+    to_record = sqlite._record
+
+    def noted(row: tuple[Any, ...]) -> Record:
+        read.append(row[2])
+        return to_record(row)
+
+    monkeypatch.setattr(sqlite, "_record", noted)
+    page = await store.list("response", "alice", limit=100)
+    assert ([one.id for one in page.records], page.has_more) == (["0", "1"], True)
+    assert read == ["0", "1", "2"], "the third tells that there is more"
     await backend.aclose()
 
 
