@@ -173,6 +173,17 @@ class TestWeight:
     def test_to_import_and_to_build_a_server_imports_nothing_heavy(self, statement: str) -> None:
         assert imported_by(statement, HEAVY) == []
 
+    def test_what_outlives_a_request_is_imported_when_it_is_used(self) -> None:
+        """It is half of the package."""
+        half = (
+            "agentrun_server.runs.registry",
+            "agentrun_server.server.keeper",
+            "agentrun_server.storage.contracts",
+            "agentrun_server.protocols.openai_responses",
+            "sqlite3",
+        )
+        assert imported_by("import agentrun_server; agentrun_server.AgentRunServer(lambda request: 'Hi')", half) == []
+
     def test_the_vocabulary_needs_the_standard_library_alone(self) -> None:
         third_party = (*HEAVY, "pydantic_core", "typing_extensions", "uvloop", "httptools")
         assert imported_by("import agentrun_server.core.grammar, agentrun_server.core.request", third_party) == []

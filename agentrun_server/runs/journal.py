@@ -233,10 +233,9 @@ class Journal:
     def _changes(self, batch: _Batch) -> list[Change]:
         now, entry, outcome = self._clock(), self.entry, batch.outcome
         appended = [self._appended(batch.events)] if batch.events else []
+        # The record first, where it is made only now: the log belongs to it.
         if outcome is not None:
-            ending = entry.end(outcome, self._lease(), now)
-            # The record first, where it is made only now: the log belongs to it.
-            return [*appended, *ending] if entry.begun else [*ending, *appended]
+            return [*entry.end(outcome, self._lease(), now), *appended]
         if not entry.begun:
             return [*entry.begin(self._worker, RunStatus.IN_PROGRESS, now), *appended]
         return [*(entry.proceed(self._worker, self._lease()) if batch.proceeds else []), *appended]

@@ -345,7 +345,7 @@ class Runs:
         """
         storage = await self.storage()
         local = self.local.get(record.id)
-        if local is not None and not local.journal.closed:
+        if local is not None:
             local.stop(StopReason.CANCELLED)
             await local.journal.wait_closed()
             record = await storage.store.get(record.kind, record.id, None) or record

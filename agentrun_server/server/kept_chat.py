@@ -170,7 +170,8 @@ class KeptChat(RecordedHandler):
             recording = Recording(self._config, attachment.request_id, script)
             recording.request, recording.meter = question.request, attachment.meter
             journal = runs.journal(storage, entry, recording, keep_events=stream)
-            await self._take_place(attachment, recording)
+            if session is None:
+                await self._take_place(attachment, recording)
             try:
                 await journal.begin(RunStatus.IN_PROGRESS)
             except ConflictError:
@@ -181,7 +182,7 @@ class KeptChat(RecordedHandler):
                 raise
             break
         if session is not None:
-            recording.before = partial(self._take_turn, session, identity)
+            recording.before = partial(self._take_turn, session, recording)
             recording.behind = partial(self._end_session, session, script, recording)
         runs.start(recording)
         await self._show(
@@ -194,11 +195,15 @@ class KeptChat(RecordedHandler):
             whole=script.whole,
         )
 
-    async def _take_turn(self, session: RequestSession, run: str) -> None:
+    async def _take_turn(self, session: RequestSession, recording: Recording) -> None:
         try:
-            await session.take_turn(run, self._config)
+            await session.take_turn(recording.id, self._config)
         except StorageUnavailableError:
             raise storage_unavailable().retry_after(1.0) from None
+        # Now, and not before: a run that waits for its turn must not keep the place of the one that has it.
+        if not self._admission.try_enter():
+            await self._admission.enter()
+        recording.enter(self._admission.leave)
 
     async def _end_session(self, session: RequestSession, script: ChatScript, recording: Recording) -> None:
         cut = recording.run.stop_reason is not None and bool(script.text)

@@ -213,7 +213,8 @@ async def test_what_references_lead_to_has_a_bound(store: SQLiteStore, monkeypat
     assert problem(error) == (400, "context_length_exceeded", "items")
     for name in "345":
         await respond(store, name)
-    monkeypatch.setattr("agentrun_server.runs.history._MAX_READ", 1000)
+    size = (await find_previous(store, "3", ALICE)).size
+    monkeypatch.setattr("agentrun_server.runs.history._MAX_READ", 2 * size)
     assert len(await resolve_references(store, ["u3", "a4"], ALICE)) == 2
     with pytest.raises(InvalidRequestError) as error:
         await resolve_references(store, ["u3", "a4", "u5"], ALICE)

@@ -489,6 +489,38 @@ async def test_the_turn_is_free_however_the_run_ends(ending: str, key: Headers) 
         assert await said(served, "again") == "Hi"
 
 
+async def test_who_waits_for_a_turn_keeps_no_place_from_the_one_who_has_it() -> None:
+    agent = Told()
+    server = with_memory(agent, max_concurrent_runs=1)
+    async with serve(server) as served:
+        first = asyncio.create_task(served.chat(model="agent", headers=HERE))
+        await agent.ran()
+        second = asyncio.create_task(served.chat(model="agent", headers=HERE))
+        await eventually(lambda: served.requests == 2)
+        third = asyncio.create_task(served.chat(model="agent", headers=[*HERE, ("idempotency-key", "k")]))
+        await eventually(lambda: served.requests == 3)
+        for number in range(3):
+            await agent.ran(number + 1)
+            agent.end("Hi")
+        assert [text_of(answer) for answer in await within(asyncio.gather(first, second, third))] == ["Hi"] * 3
+
+
+async def test_a_place_that_is_not_to_be_had_does_not_use_up_the_key() -> None:
+    agent = Told()
+    server = with_memory(agent, max_concurrent_runs=1, max_queued_runs=0)
+    key: Headers = [*HERE, ("idempotency-key", "k")]
+    async with serve(server) as served:
+        busy = asyncio.create_task(served.chat(model="agent"))
+        await agent.ran()
+        refused = await served.chat(model="agent", headers=key)
+        assert refused.status == 429
+        assert refused.header("retry-after") is not None
+        agent.end("busy")
+        await within(busy)
+        agent.end("Hi")
+        assert await said(served, "hello", key) == "Hi"
+
+
 async def test_turns_of_different_owners_and_of_new_sessions_do_not_wait() -> None:
     agent = Told()
     server = with_memory(agent, conversation_busy="refuse")
