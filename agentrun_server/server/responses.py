@@ -75,6 +75,7 @@ class ResponsesHandler(RecordedHandler):
         claim = read_claim(headers, question.owner, "responses", body, self._config.idempotency_ttl)
         begun = await self._begin(attachment, self._runs, question, claim)
         if isinstance(begun, Record):
+            attachment.exchange.extra_headers = ()  # the session of this request has had no part in it
             await self._answer_again(attachment, self._runs, begun, stream=call.request.stream)
         else:
             # Who sends a key means to come again for the answer.
