@@ -39,6 +39,7 @@ logger = get_logger("agentrun_server.runs")
 _MAX_PENDING: Final = 1024 * 1024
 _MAX_TAIL: Final = 256 * 1024
 _PAGE: Final = 500
+_PAGE_BYTES: Final = 1024 * 1024
 _PAUSES: Final = (0.05, 0.2, 1.0)
 _PATIENCE: Final = 3.0
 """Seconds after which a store that fails is not tried again."""
@@ -281,7 +282,9 @@ class Journal:
         while True:
             first = self.written - len(self._tail)
             if position < first:
-                events = await self._store.events(self.entry.id, position - 1, min(_PAGE, first - position))
+                events = await self._store.events(
+                    self.entry.id, position - 1, min(_PAGE, first - position), max_bytes=_PAGE_BYTES
+                )
                 batch = [event.data for event in events]
             else:
                 batch = list(islice(self._tail, position - first, None))

@@ -42,6 +42,8 @@ __all__ = ["KindOfRun", "Revived", "Runs", "storage_lost", "worker_lost"]
 logger = get_logger("agentrun_server.runs")
 
 _PAGE: Final = 500
+_PAGE_BYTES: Final = 1024 * 1024
+"""What one reader holds of a log at once."""
 _LOOK_EVERY: Final = 1.0
 """Seconds after which readers and workers look by themselves."""
 _LOOK_OFTEN: Final = 0.1
@@ -315,7 +317,7 @@ class Runs:
             while True:
                 # In this order: what is written before it ends is there when it has.
                 current = await storage.store.get(record.kind, record.id, None)
-                while events := await storage.store.events(record.id, after, _PAGE):
+                while events := await storage.store.events(record.id, after, _PAGE, max_bytes=_PAGE_BYTES):
                     after = events[-1].number
                     yield [event.data for event in events]
                 if current is None or current.status not in OPEN:

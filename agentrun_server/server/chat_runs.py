@@ -147,8 +147,8 @@ class ChatEntry(RecordEntry):
     claim: Claim
     session: str
     """Id of the session that every answer names; empty without one."""
-    completion: Callable[[], Sequence[Change]]
-    """Returns what stores the answer, when it is whole."""
+    completion: Callable[[str], Sequence[Change]]
+    """Returns what stores the answer of a run, when it is whole."""
 
     def end(self, outcome: Outcome, fence: Lease | None, now: float) -> list[Change]:
         """Return what ends the record; one whose agent never began leaves nothing behind, and its key is free."""
@@ -157,7 +157,7 @@ class ChatEntry(RecordEntry):
         ending = RecordEntry.end(self, outcome, fence, now)
         if not self.script.ran:
             return [*ending, Delete(self.kind, self.id), self.claim.withdraw()]
-        return [*ending, *self.completion()]
+        return [*ending, *self.completion(self.id)]
 
 
 class ChatRuns:

@@ -26,6 +26,7 @@ def completion_record(
     metadata: Mapping[str, str] | None,
     ttl: float | None,
     now: float,
+    run: str = "",
 ) -> Record:
     """Return the record that keeps an answer.
 
@@ -36,12 +37,13 @@ def completion_record(
         metadata: of the request.
         ttl: seconds that it is kept; None: until it is deleted.
         now: seconds since the epoch.
+        run: id of the run that holds the answer too, for who comes again with its key.
     """
     return Record(
         kind="completion",
         id=completion["id"],
         owner=owner,
-        body={"completion": completion, "messages": list(messages), "metadata": dict(metadata or {})},
+        body={"completion": completion, "messages": list(messages), "metadata": dict(metadata or {}), "run": run},
         expires_at=None if ttl is None else now + ttl,
     )
 
@@ -89,7 +91,10 @@ class Completions:
     async def delete(self, call: ResourceCall) -> dict[str, Any]:
         """Delete a completion for good."""
         record = await self._find(call)
-        await (await self._store()).commit([Delete("completion", record.id)])
+        changes = [Delete("completion", record.id)]
+        if record.body["run"]:
+            changes.append(Delete("run", record.body["run"]))
+        await (await self._store()).commit(changes)
         return {"object": "chat.completion.deleted", "id": record.id, "deleted": True}
 
     async def list_messages(self, call: ResourceCall) -> dict[str, Any]:

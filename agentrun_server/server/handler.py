@@ -131,11 +131,26 @@ def check_media_type(headers: Headers, max_body_bytes: int) -> None:
     if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
         raise UnsupportedMediaTypeError("Compressed request bodies are not supported.")
     kind = first(b"content-type")
-    if kind is not None and kind[:10].lower() == b"multipart/":
+    if (kind is not None and kind[:10].lower() == b"multipart/") or (
+        b"origin" in headers.first and _is_unasked(headers)
+    ):
         raise UnsupportedMediaTypeError("Expected a JSON body (content-type: application/json).")
     length = first(b"content-length")
     if length is not None and length.isdigit() and int(length) > max_body_bytes:
         raise PayloadTooLargeError(f"The request body is longer than {max_body_bytes} bytes.")
+
+
+def _is_unasked(headers: Headers) -> bool:
+    """Tell whether a web page of any site may have sent a body like this.
+
+    Browsers ask the server first (CORS), unless it could be a form, which pages could always send: the answer is kept
+    from them, but what they ask for would be done, wherever the browser's place in the network is all it takes.
+    """
+    first = headers.first.get
+    if b"authorization" in headers.first or b"api-key" in headers.first or first(b"content-length", b"0") == b"0":
+        return False
+    kind = first(b"content-type", b"").partition(b";")[0].strip().lower()
+    return kind in (b"", b"text/plain", b"application/x-www-form-urlencoded")
 
 
 def prompt_tokens(request: AgentRequest) -> int:

@@ -54,7 +54,7 @@ class KeptChat(RecordedHandler):
             partial(question.agent.open, question.request, self._threads),
         )
 
-        def completion() -> list[Change]:
+        def completion(run: str) -> list[Change]:
             if script.answer is None or messages is None:
                 return []
             record = completion_record(
@@ -64,6 +64,7 @@ class KeptChat(RecordedHandler):
                 metadata=metadata,
                 ttl=self._config.store_ttl,
                 now=time.time(),
+                run=run,
             )
             return [Create(record)]
 
@@ -79,7 +80,7 @@ class KeptChat(RecordedHandler):
         runs: Runs,
         question: ChatQuestion,
         script: ChatScript,
-        completion: Callable[[], list[Change]],
+        completion: Callable[[str], list[Change]],
         session: RequestSession | None,
     ) -> None:
         """Answer as always, and store what is to be stored before the end of the answer is told."""
@@ -101,7 +102,7 @@ class KeptChat(RecordedHandler):
                 cut = attachment.run.stop_reason is not None and bool(script.text)
                 await session.end(script.text, failed=not ended and not cut)
         try:
-            changes = completion()
+            changes = completion("")
             if changes:
                 await (await runs.storage()).store.commit(changes)
         except StorageError:
@@ -127,7 +128,7 @@ class KeptChat(RecordedHandler):
         runs: Runs,
         question: ChatQuestion,
         script: ChatScript,
-        completion: Callable[[], list[Change]],
+        completion: Callable[[str], list[Change]],
         claim: Claim,
         session: RequestSession | None,
     ) -> None:

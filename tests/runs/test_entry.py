@@ -51,7 +51,7 @@ def test_one_that_is_passed_on_is_queued_still() -> None:
     ]
 
 
-@pytest.mark.parametrize("status", TERMINAL)
+@pytest.mark.parametrize("status", sorted(TERMINAL))
 def test_it_ends_once_and_only_a_cancellation_ends_one_that_is_cancelled(status: RunStatus) -> None:
     (change,) = entry(ttl=60, begun=True).end(Outcome(status, {"answer": "!"}), LEASE, NOW)
     expected = {"queued", "in_progress", CANCELLING} if status is RunStatus.CANCELLED else {"queued", "in_progress"}

@@ -349,6 +349,21 @@ async def test_one_that_was_perhaps_taken_over_is_looked_after(bench: Bench, mon
     assert await outcome(server) == ("failed", "failed:storage_unavailable", [])
 
 
+async def test_one_that_is_cancelled_while_it_is_taken_over_does_not_run(bench: Bench) -> None:
+    server = await bench.server(store=PlannedStore)
+    store: Any = server.storage.store
+    await bench.leave_behind(server, run("r", "queued", call={}))
+    store.gate.clear()
+    burying = asyncio.create_task(server.bury_dead())
+    await eventually(lambda: bool(server.kind.attempts))
+    await store._store.commit([Update(kind="response", id="r", status=CANCELLING)])
+    store.gate.set()
+    await within(burying)
+    assert not server.runs.local
+    await server.bury_dead()
+    assert await outcome(server) == ("cancelled", "cancelled", [])
+
+
 async def test_a_worker_that_dies_while_it_takes_over_leaves_it_to_the_next(bench: Bench) -> None:
     server = await bench.server(store=PlannedStore)
     store: Any = server.storage.store
@@ -440,6 +455,32 @@ async def test_a_run_of_which_nobody_knows_whether_it_began_is_not_left_behind(b
     else:
         await eventually(lambda: not any("_look_after" in repr(task) for task in server.runs._tasks))
         assert await store.get("response", "r", None) is None
+
+
+class Late(PlannedStore):
+    """A store that makes what has failed when it is looked for once more."""
+
+    looks = 0
+    made = False
+
+    async def get(self, kind: str, id: str, owner: str | None) -> Record | None:  # noqa: A002 - the field's name
+        self.looks += kind == "response"
+        if self.looks == 2:
+            await self._store.commit(self.commits[-1])
+            self.made = True
+        return await super().get(kind, id, owner)
+
+
+@pytest.mark.usefixtures("no_pauses")
+async def test_a_run_that_appears_late_is_not_left_behind(bench: Bench) -> None:
+    server = await bench.server(store=Late)
+    store: Any = server.storage.store
+    store.plan.append("away")
+    with pytest.raises(StorageUnavailableError):
+        await server.start()
+    await eventually(lambda: store.made)
+    await ended(server)
+    assert (await outcome(server))[1] == "failed:storage_unavailable"
 
 
 @pytest.mark.usefixtures("no_pauses")

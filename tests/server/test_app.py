@@ -250,12 +250,20 @@ async def test_a_server_can_be_served_in_many_ways(way: str) -> None:
         await served.nothing_left()
 
 
+async def close(server: AgentRunServer) -> None:
+    """Close the store of a server whose lifespan nobody has run."""
+    assert server._runs is not None
+    await server._runs.aclose()
+
+
 @ways
 async def test_what_is_stored_is_found_however_the_server_is_served(way: str) -> None:
     make, prefix = WAYS[way]
-    async with serve(make(AgentRunServer(echo))) as served:
+    server = AgentRunServer(echo)
+    async with serve(make(server)) as served:
         await responds(served, prefix)
         await stores_chats(served, prefix)
+        await close(server)
 
 
 @ways
@@ -304,6 +312,7 @@ async def test_a_client_that_leaves_a_response_ends_it_however_the_server_is_ser
             await witness.saw("ended")
         await eventually(lambda: not server._sweeper.active)
         assert server._admission.running == 0
+        await close(server)
 
 
 @ways

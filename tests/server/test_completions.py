@@ -52,9 +52,10 @@ def record(
 def test_the_record_of_a_completion() -> None:
     made = record("chatcmpl-1", metadata={"k": "v"})
     assert (made.kind, made.id, made.owner, made.expires_at) == ("completion", "chatcmpl-1", ALICE, 1060.0)
-    assert made.body == {"completion": completion("chatcmpl-1"), "messages": QUESTION, "metadata": {"k": "v"}}
-    kept = completion_record(completion("chatcmpl-1"), [], owner="", metadata=None, ttl=None, now=1.0)
-    assert (kept.expires_at, kept.body["metadata"]) == (None, {})
+    kept = {"completion": completion("chatcmpl-1"), "messages": QUESTION, "metadata": {"k": "v"}, "run": ""}
+    assert made.body == kept
+    bare = completion_record(completion("chatcmpl-1"), [], owner="", metadata=None, ttl=None, now=1.0)
+    assert (bare.expires_at, bare.body["metadata"]) == (None, {})
 
 
 # --- as it should be used

@@ -327,7 +327,9 @@ async def test_what_comes_before_the_app_has_accepted_waits() -> None:
     await peer.lose()
 
 
-@pytest.mark.parametrize("then", [close_frame(), frame(b"x", 0), frame(b"x", rsv=4)])
+@pytest.mark.parametrize(
+    "then", [close_frame(), frame(b"x", 0), frame(b"x", rsv=4)], ids=["close", "continuation", "reserved bits"]
+)
 async def test_two_reasons_to_close_at_once_are_one_close(then: bytes) -> None:
     peer = Peer()
     await peer.open()
@@ -564,7 +566,9 @@ async def test_a_silent_client_is_asked_and_one_that_does_not_answer_is_dropped(
     assert peer.app.ends[0]["code"] == 1006
 
 
-@pytest.mark.parametrize("word", [frame(b"", PONG), frame(b"x"), frame(b"x", fin=False)[:3]])
+@pytest.mark.parametrize(
+    "word", [frame(b"", PONG), frame(b"x"), frame(b"x", fin=False)[:3]], ids=["pong", "message", "part of a frame"]
+)
 async def test_any_sign_of_life_is_an_answer_to_a_ping(word: bytes) -> None:
     peer = Peer(limits=WebSocketLimits(message_timeout=1000, ping_interval=60, ping_timeout=5))
     await peer.open()

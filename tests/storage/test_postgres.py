@@ -154,11 +154,15 @@ async def test_who_stands_still_in_the_middle_of_a_commit_does_not_hold_up_the_o
     assert isinstance(still, PostgresStore)
     other = await postgres.open()
     await other.commit([create("r")])
-    with pytest.raises(StorageUnavailableError):
+
+    async def stand_still() -> None:
         async with still._connection() as connection, connection.transaction():
             await connection.execute("SELECT FROM records WHERE id = 'r' FOR UPDATE")
             await within(other.commit([Update(kind="response", id="r", status="done")]))
             await connection.execute("UPDATE records SET status = 'late' WHERE id = 'r'")
+
+    with pytest.raises(StorageUnavailableError):
+        await stand_still()
     record = await still.get("response", "r", None)
     assert record is not None
     assert record.status == "done"

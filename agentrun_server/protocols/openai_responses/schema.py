@@ -144,8 +144,8 @@ RESPONSE_OPERATIONS: Final[Mapping[str, Operation]] = {
         parameters=[IDEMPOTENCY_KEY],
         stream=True,
         errors={
-            **_MALFORMED,
-            "404": "There is no such model or conversation.",
+            "400": "The request is malformed, out of range, or names a model or response that is not there.",
+            "404": "The caller has no such conversation.",
             "409": "Another turn of the conversation runs.",
             "429": "All places are taken; see `Retry-After`.",
             "500": "The agent failed.",

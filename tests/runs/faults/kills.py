@@ -72,7 +72,7 @@ class Kills:
                 died = await replica.died(_HIT)
                 assert died, f"{point} was not reached"
             elif bequeath:
-                await wait_until(customers.has_left_something, _HIT, "something is left to others")
+                await wait_until(customers.have_left_enough, _HIT, "something is left to others")
             else:
                 await asyncio.sleep(self._random.uniform(0.02, _LONGEST_LIFE))
             self._died = await replica.kill()
