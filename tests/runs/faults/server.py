@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from agentrun_server import AgentRequest, AgentRunServer, events
 from agentrun_server.runs.entry import CANCELLING, OPEN
-from agentrun_server.server import app as app_module
+from agentrun_server.server import keeper as keeper_module
 from agentrun_server.server.serve import run
 from agentrun_server.storage.contracts import AppendEvents, Change, Create, Delete, Update
 from agentrun_server.storage.opening import Storage, open_storage
@@ -188,8 +188,8 @@ async def worker(request: AgentRequest) -> AsyncIterator[Any]:
         yield events.FunctionCallOutput(id=call, output=f"seen {number}")
 
 
-_app: Any = app_module
-_app.open_storage = _open
+_keeper: Any = keeper_module
+_keeper.open_storage = _open
 server = AgentRunServer({"speaker": speaker, "again": speaker, "listener": listener, "worker": worker})
 
 if __name__ == "__main__":
