@@ -284,11 +284,12 @@ def test_what_is_no_store_cannot_be_opened(tmp_path: Path, kind: str) -> None:
 
 
 async def test_nothing_is_left_when_a_store_is_closed(backend: SQLiteBackend) -> None:
+    before = set(threading.enumerate())
     store = SQLiteStore(backend.path)
     await store.commit(changes("w", 0))
     assert {thread.name for thread in threading.enumerate()} >= {"sqlite-reader", "sqlite-writer"}
     await within(asyncio.gather(store.aclose(), store.aclose()))
-    assert not any(thread.name.startswith("sqlite-") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("sqlite-") for thread in set(threading.enumerate()) - before)
     assert sorted(path.name for path in backend.path.parent.iterdir()) == ["store.db", "store.db.lock"]
 
 

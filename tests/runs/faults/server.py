@@ -19,17 +19,16 @@ import ctypes
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
 from agentrun_server import AgentRequest, AgentRunServer, events
 from agentrun_server.runs.entry import CANCELLING, OPEN
-from agentrun_server.server import keeper as keeper_module
 from agentrun_server.server.serve import run
 from agentrun_server.storage.contracts import AppendEvents, Change, Create, Delete, Update
-from agentrun_server.storage.opening import Storage, open_storage
+from agentrun_server.storage.opening import sqlite_path
+from agentrun_server.storage.sqlite import SQLiteStore
 
 __all__ = ["FAIL_POINTS", "Moment", "question"]
 
@@ -105,37 +104,31 @@ def moment_of(changes: Sequence[Change]) -> Moment:
     return Moment.OTHER
 
 
-class MortalStore:
-    """A store that kills its process at a commit; the rest of it is as it is."""
+def make_mortal(store: type[Any], point: str) -> None:
+    """Let stores of a class kill their process at the fail point `point`."""
+    when, moment, number, _ = point.split(":")
+    commit, seen = store.commit, 0
 
-    def __init__(self, store: Any, point: str) -> None:
-        self._store = store
-        self._when, self._moment, number, _ = point.split(":")
-        self._number = int(number)
-        self._seen: Counter[str] = Counter()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    async def commit(self, changes: Sequence[Change]) -> None:
-        """Commit, unless it is the last thing to happen."""
-        moment = moment_of(changes)
-        self._seen[moment] += 1
-        hit = moment == self._moment and self._seen[moment] == self._number
-        if hit and self._when == "before":
+    async def mortal_commit(self: Any, changes: Sequence[Change]) -> None:
+        nonlocal seen
+        at_moment = moment_of(changes) == moment
+        seen += at_moment
+        hit = at_moment and seen == int(number)
+        if hit and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        await self._store.commit(changes)
+        await commit(self, changes)
         if hit:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    store.commit = mortal_commit
 
-async def _open(*arguments: Any, **options: Any) -> Storage:
-    storage = await open_storage(*arguments, **options)
-    point = os.environ.get("AGENTRUN_FAILPOINT")
-    if not point:
-        return storage
-    store: Any = MortalStore(storage.store, point)
-    return Storage(store, storage.leases, storage.bus)
+
+def _store_class(url: str) -> type[Any]:
+    if sqlite_path(url) is not None:
+        return SQLiteStore
+    from agentrun_server.storage.postgres import PostgresStore
+
+    return PostgresStore
 
 
 def _asked(request: AgentRequest) -> tuple[str, int, float]:
@@ -188,11 +181,12 @@ async def worker(request: AgentRequest) -> AsyncIterator[Any]:
         yield events.FunctionCallOutput(id=call, output=f"seen {number}")
 
 
-_keeper: Any = keeper_module
-_keeper.open_storage = _open
 server = AgentRunServer({"speaker": speaker, "again": speaker, "listener": listener, "worker": worker})
 
 if __name__ == "__main__":
+    fail_point = os.environ.get("AGENTRUN_FAILPOINT")
+    if fail_point:
+        make_mortal(_store_class(server.config.store_url or ""), fail_point)
     if sys.platform == "linux":  # nothing is left of a test that was killed itself
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     run(server, port=0)
