@@ -1,10 +1,12 @@
 """Chat completions of which something is stored: the answer, its run, or what a session remembers."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from json import loads as from_json
+from typing import Final
 
 from agentrun_server.errors import APIError, NotFoundError
 from agentrun_server.observability.logs import get_logger
@@ -26,6 +28,7 @@ from agentrun_server.storage.contracts import Change, ConflictError, Create, Sto
 
 __all__ = ["KeptChat"]
 
+_TWIN_LOOK: Final = 0.05
 logger = get_logger("agentrun_server.runs")
 
 
@@ -176,7 +179,8 @@ class KeptChat(RecordedHandler):
             try:
                 await journal.begin(RunStatus.IN_PROGRESS)
             except ConflictError:
-                recording.release()  # its twin was faster
+                recording.release()  # its twin was faster, or the lease was lost: after a pause, to know which
+                await asyncio.sleep(_TWIN_LOOK)
                 continue
             except BaseException:
                 recording.release()

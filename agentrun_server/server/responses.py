@@ -21,7 +21,7 @@ from agentrun_server.runs.run import RunStatus
 from agentrun_server.runs.turns import ConversationLockedError
 from agentrun_server.server.asgi import Scope
 from agentrun_server.server.attachment import Attachment
-from agentrun_server.server.handler import check_media_type, prompt_tokens, raw_request
+from agentrun_server.server.handler import check_media_type, prompt_tokens, raw_request, storage_unavailable
 from agentrun_server.server.question import Question, QuestionReader, conversation_not_found
 from agentrun_server.server.recorded import REPLAYED, RecordedHandler
 from agentrun_server.server.request_session import open_session
@@ -126,8 +126,7 @@ class ResponsesHandler(RecordedHandler):
                 try:
                     return await self._start(attachment, storage, runs, question, identity, claim)
                 except ConflictError:
-                    if claim is None:
-                        raise
+                    await self._check_twin(claim)
                 continue  # its twin was faster
             known = await self._take_turn(storage, runs, conversation, identity, claim)
             if known is not None:
@@ -140,11 +139,21 @@ class ResponsesHandler(RecordedHandler):
                 started = True
                 return run
             except ConflictError:
-                if claim is None:
-                    raise
+                await self._check_twin(claim)
             finally:
                 if not started:
                     await runs.turns.release("conversation", conversation, identity)
+
+    @staticmethod
+    async def _check_twin(claim: Claim | None) -> None:
+        """Look whether another request can have been faster; after a pause, since the lease may be what was lost.
+
+        Raises:
+            APIError: there is none that could.
+        """
+        if claim is None:
+            raise storage_unavailable().retry_after(1.0)
+        await asyncio.sleep(_TWIN_LOOK)
 
     async def _take_turn(
         self, storage: Storage, runs: Runs, conversation: str, run: str, claim: Claim | None
