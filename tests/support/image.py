@@ -488,7 +488,8 @@ def running(
         finally:
             if process.poll() is None:
                 # Not bubblewrap alone: another user's process does not end with it.
-                os.kill(pid or process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it ended just now
+                    os.kill(pid or process.pid, signal.SIGKILL)
             process.wait(10)
 
 
