@@ -71,6 +71,10 @@ class Claim:
             )
         run = await store.get(known.body["kind"], known.body["run"], self.owner)
         if run is None:
+            still = await store.get(_KIND, self.id, self.owner)
+            if still is None or still.status != known.status:
+                # Between the two reads it was withdrawn together with its run.
+                return await self.find(store, now)
             raise InvalidRequestError(
                 "The answer to this Idempotency-Key has been deleted. Use a new key.",
                 code="idempotency_key_reused",

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from agentrun_server.storage.contracts import Change, StorageUnavailableError
+from agentrun_server.storage.contracts import Change, Record, StorageUnavailableError
 from agentrun_server.storage.local_bus import LocalBus
 from agentrun_server.storage.opening import Storage
 from agentrun_server.storage.sqlite import SQLiteStore
@@ -56,9 +56,17 @@ class Misbehaving:
         """Set when something was written that is not acknowledged."""
         self.overtake: Callable[[], Awaitable[object]] | None = None
         """What somebody else does before the next commit is made."""
+        self.overtake_reading: dict[str, Callable[[], Awaitable[object]]] = {}
+        """What somebody else does before the next record of a kind is read."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+    async def get(self, kind: str, identity: str, owner: str | None) -> Record | None:
+        overtake = self.overtake_reading.pop(kind, None)
+        if overtake is not None:
+            await overtake()
+        return await self._store.get(kind, identity, owner)
 
     async def commit(self, changes: Sequence[Change]) -> None:
         if self.away:

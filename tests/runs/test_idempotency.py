@@ -162,6 +162,33 @@ async def test_a_key_that_was_withdrawn_is_free(store: Store) -> None:
     assert await claim(body=b"another").find(store, NOW) is None
 
 
+async def test_a_key_that_is_withdrawn_while_it_is_looked_up_is_free(tmp_path: Path) -> None:
+    async with sqlite(tmp_path, Clock()) as storage:
+        await begun(storage.store, claim(), run())
+
+        async def withdraw() -> None:
+            await storage.store.commit([Delete("run", "run_1"), claim().withdraw()])
+
+        late = Misbehaving(storage)
+        late.overtake_reading["run"] = withdraw
+        assert await claim().find(late.storage.store, NOW) is None
+
+
+async def test_a_key_that_passes_to_a_twin_while_it_is_looked_up_leads_to_the_twin(tmp_path: Path) -> None:
+    async with sqlite(tmp_path, Clock()) as storage:
+        await begun(storage.store, claim(), run())
+
+        async def pass_on() -> None:
+            await storage.store.commit([Delete("run", "run_1"), claim().withdraw()])
+            await begun(storage.store, claim(), run("run_2"))
+
+        late = Misbehaving(storage)
+        late.overtake_reading["run"] = pass_on
+        found = await claim().find(late.storage.store, NOW)
+        assert found is not None
+        assert found.id == "run_2"
+
+
 async def test_of_many_that_begin_at_once_one_does(store: Store) -> None:
     async def begin(number: int) -> bool:
         try:
