@@ -31,7 +31,7 @@ from agentrun_server.runs.sweeper import Sweeper
 from agentrun_server.server.admission import Admission, shutting_down
 from agentrun_server.server.agents import Agents
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
-from agentrun_server.server.chat import ChatHandler
+from agentrun_server.server.chat.handler import ChatHandler
 from agentrun_server.server.drain import Drain
 from agentrun_server.server.exchange import (
     EXCHANGE,
@@ -44,17 +44,17 @@ from agentrun_server.server.exchange import (
     refuse_websocket,
 )
 from agentrun_server.server.front import VERIFY_PATH, authentication, rate_limit, verify
-from agentrun_server.server.origin import OriginGuard
 from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler, caller
 from agentrun_server.server.services import Services
+from agentrun_server.server.websocket.origin import OriginGuard
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from agentrun_server.runs.registry import Runs
-    from agentrun_server.server.http_protocol import HttpLimits
+    from agentrun_server.server.http.protocol import HttpLimits
     from agentrun_server.server.keeper import Keeper
-    from agentrun_server.server.websocket_head import WebSockets
+    from agentrun_server.server.websocket.head import WebSockets
 
 __all__ = ["AgentRunServer", "MiddlewareEntry"]
 
@@ -360,15 +360,15 @@ class AgentRunServer:
 
     @cached_property
     def http_limits(self) -> "HttpLimits":
-        """What one request may cost; read by `agentrun_server.server.http_protocol`."""
-        from agentrun_server.server.http_protocol import HttpLimits
+        """What one request may cost; read by `agentrun_server.server.http.protocol`."""
+        from agentrun_server.server.http.protocol import HttpLimits
 
         return HttpLimits.from_config(self.config)
 
     @cached_property
     def websockets(self) -> "WebSockets":
-        """Where WebSockets are, and what one may cost; read by `agentrun_server.server.http_protocol`."""
-        from agentrun_server.server.websocket_head import WebSocketLimits, WebSockets
+        """Where WebSockets are, and what one may cost; read by `agentrun_server.server.http.protocol`."""
+        from agentrun_server.server.websocket.head import WebSocketLimits, WebSockets
 
         return WebSockets(self._socket_paths, WebSocketLimits.from_config(self.config))
 
@@ -434,14 +434,21 @@ class AgentRunServer:
         if self._app is None:
             from agentrun_server.server.fastapi_app import build_app
 
-            self._app = build_app(self, self._protocols, self.agent_invoker)
+            self._app = build_app(
+                self._protocols,
+                self.agent_invoker,
+                probes=self.probes,
+                lifespan=self.lifespan,
+                stack=self._through_stack,
+                docs=self.config.docs,
+            )
         return self._app
 
     def as_fastapi_app(self) -> "FastAPI":
         """Return the FastAPI app, for mounting: ``app.mount("/agent", server.as_fastapi_app())``."""
         return self.app
 
-    def through_stack(self, inner: ASGIApp) -> ASGIApp:
+    def _through_stack(self, inner: ASGIApp) -> ASGIApp:
         """Return an app that sends requests through this server's middleware to `inner`."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,8 +3,9 @@
 Imported only when wanted: FastAPI takes longer to import than the rest of the server together.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,30 +14,44 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from agentrun_server.errors import AgentFailedError, APIError, InvalidRequestError
+from agentrun_server.server.asgi import ASGIApp
 from agentrun_server.server.openai_routes import delegate, error_response
 from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler
-
-if TYPE_CHECKING:
-    from agentrun_server.server.app import AgentRunServer
 
 __all__ = ["build_app"]
 
 
-def build_app(server: "AgentRunServer", protocols: Sequence[ProtocolHandler], invoker: AgentInvoker) -> FastAPI:
-    """Return the FastAPI app of `server`. Its middleware is the server's, so nothing is open that should not be."""
-    docs = server.config.docs
+def build_app(
+    protocols: Sequence[ProtocolHandler],
+    invoker: AgentInvoker,
+    *,
+    probes: Mapping[str, ASGIApp],
+    lifespan: Callable[[Any], AbstractAsyncContextManager[None]],
+    stack: Callable[[ASGIApp], ASGIApp],
+    docs: bool,
+) -> FastAPI:
+    """Return a server as a FastAPI app.
+
+    Args:
+        protocols: of the server.
+        invoker: what the protocols run agents with.
+        probes: apps by path.
+        lifespan: of the server.
+        stack: puts the server's middleware in front of an app, so that nothing is open that should not be.
+        docs: serve ``/docs`` and ``/openapi.json``.
+    """
     app = FastAPI(
         title="AgentRun Server",
         docs_url="/docs" if docs else None,
         redoc_url=None,
         openapi_url="/openapi.json" if docs else None,
-        lifespan=server.lifespan,
-        middleware=[Middleware(server.through_stack)],
+        lifespan=lifespan,
+        middleware=[Middleware(stack)],
     )
     for protocol in protocols:
         if not isinstance(protocol, OpenAIProtocolHandler) or protocol.config.enable:
             app.include_router(protocol.as_fastapi_router(invoker), prefix=protocol.get_prefix())
-    for path, handler in server.probes.items():
+    for path, handler in probes.items():
         app.add_api_route(path, delegate(handler), methods=["GET"], tags=["health"], name=path[1:])
     app.add_exception_handler(APIError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -12,17 +12,17 @@ from agentrun_server.runs.registry import Runs
 from agentrun_server.runs.sessions import Sessions
 from agentrun_server.runs.turns import Turns
 from agentrun_server.server.asgi import ASGIApp
-from agentrun_server.server.completions import Completions
-from agentrun_server.server.conversations import Conversations
+from agentrun_server.server.chat.completions import Completions
+from agentrun_server.server.chat.kept import KeptChat
 from agentrun_server.server.drain import Drain
-from agentrun_server.server.kept_chat import KeptChat
 from agentrun_server.server.resources import ResourceCall, resource
-from agentrun_server.server.response_reading import ResponseReading
-from agentrun_server.server.responses import ResponsesHandler
-from agentrun_server.server.responses_socket import ResponsesSocket
+from agentrun_server.server.responses.conversations import Conversations
+from agentrun_server.server.responses.handler import ResponsesHandler
+from agentrun_server.server.responses.reading import ResponseReading
+from agentrun_server.server.responses.socket import ResponsesSocket
+from agentrun_server.server.responses.stored import StoredResponses
 from agentrun_server.server.routing import Routes
 from agentrun_server.server.services import Services
-from agentrun_server.server.stored_responses import StoredResponses
 from agentrun_server.storage.contracts import Record
 from agentrun_server.storage.opening import Storage, open_storage
 

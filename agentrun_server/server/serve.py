@@ -20,7 +20,7 @@ __all__ = ["build_config", "calm_garbage_collector", "run"]
 
 logger = get_logger("agentrun_server.server")
 
-_HTTP_PROTOCOL = "agentrun_server.server.http_protocol:GuardedHttpToolsProtocol"
+_HTTP_PROTOCOL = "agentrun_server.server.http.protocol:GuardedHttpToolsProtocol"
 _CANNOT_START = 3
 _TERMINATED = 128 + signal.SIGTERM
 """uvicorn's exit status for a server that did not start."""

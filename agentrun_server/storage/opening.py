@@ -6,7 +6,6 @@ looking at any file or server; drivers are imported when a store or bus of their
 
 import asyncio
 import contextlib
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -30,8 +29,6 @@ logger = get_logger("agentrun_server.storage")
 
 HIDDEN: Final = "********"
 """What is shown in place of a secret."""
-
-logger = logging.getLogger("agentrun_server.storage")
 
 _FILE: Final = "agentrun.db"
 _HOST: Final = re.compile(r"(?:\[[^\[\]]+\]|[^\[\]:@]+)(?::(\d{0,5}))?")

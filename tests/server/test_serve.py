@@ -17,7 +17,7 @@ async def agent(request: AgentRequest) -> str:
 
 def test_uvicorn_is_set_up_for_this_server() -> None:
     config = build_config(AgentRunServer(agent))
-    assert config.http == "agentrun_server.server.http_protocol:GuardedHttpToolsProtocol"
+    assert config.http == "agentrun_server.server.http.protocol:GuardedHttpToolsProtocol"
     assert config.ws == "none"
     assert config.proxy_headers is False, "a client could choose its own address"
     assert config.server_header is False

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from agentrun_server import AgentRunServer
 from agentrun_server.server.asgi import ASGIApp
 from agentrun_server.server.attachment import Attachment
-from agentrun_server.server.http_protocol import GuardedHttpToolsProtocol
+from agentrun_server.server.http.protocol import GuardedHttpToolsProtocol
 from tests.support.clock import eventually, within
 from tests.support.raw_client import Headers, RawClient, Response, chat_body
 

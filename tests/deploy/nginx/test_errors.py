@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.nginx.behind import GOOD, Echo, both, scripted
-from tests.server.http_corpus import CASES, Case
+from tests.server.http.corpus import CASES, Case
 from tests.support.clock import within
 from tests.support.nginx import APP_AUTH_CONF, InFront, Nginx, needs_nginx, shipped
 from tests.support.raw_client import CHAT, Response, request_bytes

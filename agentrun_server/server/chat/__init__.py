@@ -1,0 +1,1 @@
+"""Chat Completions: the request, what is stored of it, and stored completions."""

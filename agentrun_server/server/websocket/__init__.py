@@ -1,0 +1,1 @@
+"""WebSockets on the socket: the handshake, frames and their limits."""
