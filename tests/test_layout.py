@@ -22,7 +22,6 @@ TESTED_BY = {
     "agentrun_server.server.exchange": ["conformance/test_http.py"],
     "agentrun_server.server.fastapi_app": ["server/test_app.py"],
     "agentrun_server.server.handler": ["server/test_failures.py", "conformance/test_http.py"],
-    "agentrun_server.server.http.cycle": ["server/http/test_protocol.py"],
     "agentrun_server.server.http.head": ["server/http/test_protocol.py"],
     "agentrun_server.server.http.refusal": ["server/http/test_protocol.py"],
     "agentrun_server.server.chat.question": ["server/chat/test_runs.py", "conformance/test_answers.py"],

@@ -34,6 +34,10 @@ class Outlet(Protocol):
     """When the agent said something first; 0 before."""
     last_write: float
 
+    def push(self, text: str, now: float) -> bool:
+        """Take whole events if there is room for them; tell whether they were taken. `now` is the time."""
+        ...
+
     async def write(self, text: str) -> None:
         """Take whole events. Waits while there is no room for them."""
         ...
@@ -178,11 +182,21 @@ class _Pump:
     # What runs for each token is in this loop; a call would cost more than what it does.
     async def _feed(self, source: AsyncGenerator[Any, None]) -> None:
         outlet, encoder, parts, texts = self.outlet, self.encoder, self.parts, self.texts
-        feed, clock = encoder.feed, time.monotonic
+        feed, clock, run = encoder.feed, time.monotonic, outlet.run
         size = 0
         turn = outlet.last_write  # when the event loop last had one
         async for item in source:
             if type(item) is str and item and encoder.plain:
+                if self.waited and not parts and not texts and run.stop_reason is None and outlet.first_event:
+                    # Almost every token of a model: it was waited for, and goes alone.
+                    text = feed(item)
+                    turn = clock()
+                    if text and not outlet.push(text, turn):
+                        await outlet.write(text)
+                    self.waited = False
+                    if encoder.ended:
+                        return
+                    continue
                 texts.append(item)
                 size += len(item) + _CHUNK_SIZE
             else:
@@ -194,7 +208,7 @@ class _Pump:
                     size += len(text)
             now = clock()
             if self.waited or size >= _MAX_BATCH or now - turn > _MAX_DELAY:
-                if outlet.run.stop_reason is not None:
+                if run.stop_reason is not None:
                     return
                 await self._flush()
                 if not self.waited:

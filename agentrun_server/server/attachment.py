@@ -44,7 +44,7 @@ class Attachment(Execution):
     """Binds one request, its run and its connection together. `encode_error` writes an error into a started stream."""
 
     __slots__ = (
-        "_beat", "_receive", "_send", "_watcher", "blocked_since", "body_received", "body_started", "disconnected",
+        "_beat", "_is_direct", "_push_direct", "_receive", "_send", "_watcher", "blocked_since", "body_received", "body_started", "disconnected",
         "encode_error", "exchange", "finished", "is_watched", "started",
     )  # fmt: skip
 
@@ -53,6 +53,9 @@ class Attachment(Execution):
         super().__init__(config, self.exchange.request_id)
         self._send = send
         self._receive = receive
+        self._is_direct = send == self.exchange.send
+        """Nothing stands in between that wants to see the messages."""
+        self._push_direct: Callable[[bytes], bool] | None = None
         self.encode_error: Callable[[APIError], str] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.is_watched = False
@@ -98,24 +101,17 @@ class Attachment(Execution):
 
     # --- the answer
 
+    def push(self, text: str, now: float) -> bool:
+        """Send whole events if that needs no waiting; tell whether they were sent. What a token costs is here."""
+        push = self._push_direct
+        if push is None or self._beat is not None or self.finished or not push(text.encode()):
+            return False
+        self.last_write = now
+        return True
+
     async def write(self, text: str) -> None:
         """Send whole events. Waits while the client does not read; does nothing when it has left."""
-        if self._beat is not None:
-            await asyncio.wait([self._beat])
-        if self.finished or self.disconnected:
-            return
-        now = time.monotonic()
-        if self.started:  # as `_push` does, without its call: this is what a token costs
-            self.blocked_since = now
-            try:
-                await self._send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-            except OSError:
-                self.disconnected = True
-            finally:
-                self.blocked_since = 0.0
-        else:
-            await self._push(text.encode(), now)
-        self.last_write = now
+        await self.send(text.encode())
 
     async def _push(self, body: bytes, now: float, *, more: bool = True) -> None:
         """Send a part of the stream, and before the first the head."""
@@ -126,6 +122,8 @@ class Attachment(Execution):
                 await self._send(
                     {"type": "http.response.start", "status": 200, "headers": _STREAM_HEAD, BODY_FOLLOWS: True}
                 )
+                if self._is_direct:
+                    self._push_direct = self.exchange.find_push()
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
         except OSError:
             self.disconnected = True  # how servers other than uvicorn tell it
@@ -166,6 +164,8 @@ class Attachment(Execution):
         if self.finished or self.disconnected:
             return
         self.started = self.finished = True
+        if self._is_direct and not headers and len(body) <= _SLICE and self.exchange.answer(status, body):
+            return
         self.blocked_since = time.monotonic()
         try:
             await answer(self._send if len(body) <= _SLICE else self._send_in_slices, status, body, headers)

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from agentrun_server.errors import APIError
@@ -43,10 +43,14 @@ class Exchange:
     `facts` are fields for the log line, set by whoever knows them.
     """
 
-    __slots__ = ("_gone", "_send", "client_gone", "extra_headers", "facts", "quiet", "request_id", "started", "status")
+    __slots__ = (
+        "_cycle", "_gone", "_send", "client_gone", "extra_headers", "facts", "quiet", "request_id", "started", "status",
+    )  # fmt: skip
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
+        self._cycle: Any = getattr(send, "__self__", None)
+        """Whose method `send` is: with our HTTP protocol, `agentrun_server.server.http.cycle.Cycle`."""
         self.request_id = request_id
         self.started = time.perf_counter()
         self.status = 0
@@ -72,12 +76,34 @@ class Exchange:
             )
         return self._send(message)
 
+    def answer(self, status: int, body: bytes) -> bool:
+        """Write a whole JSON answer at once, if the server can do that without waiting; tell whether it was written.
+
+        For who sends by this object's own `send`, with nothing in between that wants to see the messages.
+        """
+        write = getattr(self._cycle, "answer", None)
+        if write is None or self.extra_headers or not self.request_id.isascii() or not self.request_id.isprintable():
+            return False
+        elapsed = int((time.perf_counter() - self.started) * 1000)
+        lines = (
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\nx-request-id: {self.request_id}\r\n"
+            f"openai-processing-ms: {elapsed}\r\nopenai-version: 2020-10-01\r\n"
+        )
+        if not write(status, lines.encode(), body):
+            return False
+        self.status = status
+        return True
+
+    def find_push(self) -> Callable[[bytes], bool] | None:
+        """Return what writes a piece of a stream at once, if the server can; it tells whether it was written."""
+        return getattr(self._cycle, "push", None)
+
     def close(self) -> None:
         """Let go of the connection: the scope holds this object, and the connection holds the scope.
 
         Without this every request would leave a reference cycle behind, for the garbage collector to find.
         """
-        self._send = _nowhere
+        self._send, self._cycle = _nowhere, None
 
     def elapsed(self) -> float:
         """Return the seconds since the request came."""
@@ -98,7 +124,7 @@ class Exchange:
 
     def find_abort(self) -> Any:
         """Return what drops the connection at once, if the server is uvicorn, whose ``send`` is bound to it."""
-        return getattr(getattr(getattr(self._send, "__self__", None), "transport", None), "abort", None)
+        return getattr(getattr(self._cycle, "transport", None), "abort", None)
 
     def note_caller(self, principal: Any) -> None:
         """Add to the log line who called, as a middleware in front has said in a form of its own."""

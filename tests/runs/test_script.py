@@ -24,6 +24,11 @@ class Taken:
         self.first_event = self.last_write = 0.0
         self.text = ""
 
+    def push(self, text: str, now: float) -> bool:
+        self.text += text
+        self.last_write = now
+        return True
+
     async def write(self, text: str) -> None:
         self.text += text
 

@@ -66,6 +66,8 @@ class Cycle(RequestResponseCycle):
 
     _head: bytes | None = None
     """The head of the answer, until it is written."""
+    _streams = False
+    """Head and first piece of an answer of many pieces are written, and the last is not."""
 
     async def send(self, message: ASGISendEvent) -> None:
         """Take an ASGI message; see the ASGI specification, HTTP, for their order.
@@ -79,12 +81,13 @@ class Cycle(RequestResponseCycle):
             return
         event: Any = message
         kind = event["type"]
-        if self.chunked_encoding and self._head is None and not self.response_complete and event.get("more_body"):
-            # One of many pieces of a stream: the path of almost every token.
-            body = event.get("body", b"")
-            if body and kind == "http.response.body" and self.scope["method"] != "HEAD":
-                self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-                return
+        if (
+            self._streams
+            and kind == "http.response.body"
+            and event.get("more_body")
+            and self.push(event.get("body", b""))
+        ):
+            return
         if not self.response_started:
             if kind != "http.response.start":
                 raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{kind}'.")
@@ -95,6 +98,36 @@ class Cycle(RequestResponseCycle):
             raise RuntimeError(f"Expected ASGI message 'http.response.body', but got '{kind}'.")
         else:
             self._body(event.get("body", b""), event.get("more_body", False))
+
+    def push(self, body: bytes) -> bool:
+        """Write a piece of a stream, as `send` would, if that needs no waiting; tell whether it was written."""
+        if not self._streams or self.flow.write_paused or self.disconnected or not body:
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
+
+    def answer(self, status: int, lines: bytes, body: bytes) -> bool:
+        """Write a whole answer, as two messages to `send` would, if that needs no waiting; tell whether it was written.
+
+        Args:
+            status: has a body.
+            lines: header lines as they go on the wire, ``content-length`` among them; none is about the connection.
+            body: as long as the lines say.
+        """
+        if self.response_started or self.flow.write_paused or self.disconnected or self.scope["method"] == "HEAD":
+            return False
+        self.waiting_for_100_continue = False
+        head = STATUS_LINE[status]
+        for header in self.default_headers:
+            head += _lines.get(header) or _header_line(header)
+        if not self.keep_alive:
+            lines += b"connection: close\r\n"
+        self.response_started = True
+        if self.access_log:
+            self._log(status)
+        self.transport.write(b"%b%b\r\n%b" % (head, lines, body))
+        self._complete()
+        return True
 
     def _start(self, status: int, given: Iterable[tuple[bytes, bytes]], *, body_follows: bool) -> None:
         self.waiting_for_100_continue = False
@@ -159,14 +192,20 @@ class Cycle(RequestResponseCycle):
             data = head + data
         if data:
             self.transport.write(data)
-        if not more_body:
+        if more_body:
+            self._streams = bool(self.chunked_encoding) and self.scope["method"] != "HEAD"
+        else:
             if self.expected_content_length != 0:
                 raise RuntimeError("Response content shorter than Content-Length")
-            self.response_complete = True
-            self.message_event.set()
-            if not self.keep_alive:
-                self.transport.close()
-            self.on_response()
+            self._complete()
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self._streams = False
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
 
     def _log(self, status: int) -> None:
         self.access_logger.info(
