@@ -1,7 +1,8 @@
 """One line for every request, written in batches.
 
-A line through `logging` costs as much as a fifth of a short request; here it is one string, and many lines are one
-write. Lines go to the standard output in the order in which requests end, at most `_DELAY` seconds late. The logger
+A line through `logging` costs as much as a fifth of a short request. Here a request leaves its figures, and many lines
+are put together and written at once: code that runs over and over is twice as fast as code that runs in between. Lines
+go to the standard output in the order in which requests end, at most `_DELAY` seconds late. The logger
 ``agentrun_server.access`` takes over when it has been given handlers.
 """
 
@@ -12,16 +13,20 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quote
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, TypeAlias
 
 from agentrun_server.observability.logs import redact
 
 __all__ = ["AccessLog"]
 
 _DELAY = 0.2
-_MAX_LINES = 256
+_MAX_LINES = 128
 
 _logger = logging.getLogger("agentrun_server.access")
+
+_Facts: TypeAlias = Mapping[str, Any] | None
+_Request: TypeAlias = tuple[float, str, str, Any, int, float, str, _Facts]
+"""When it ended, method, path, client, status, seconds it took, id, facts."""
 
 
 _MAX_TEXT = 512
@@ -58,12 +63,12 @@ _LITERALS: Mapping[bool | None, str] = {True: "true", False: "false", None: "nul
 
 
 class AccessLog:
-    """Collects lines and writes them. `write` belongs to the event loop; `flush` may be called at any time."""
+    """Collects requests, and writes their lines. `write` is the event loop's; `flush` may be called at any time."""
 
     def __init__(self, log_format: Literal["auto", "json", "text"], stream: TextIO | None = None) -> None:
         self._stream = stream
         self._format = log_format
-        self._lines: list[str] = []
+        self._requests: list[_Request] = []
         self._handle: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._second = 0
@@ -74,9 +79,11 @@ class AccessLog:
         if _logger.handlers:
             self._log(scope, status, seconds, request_id, facts)
             return
-        lines = self._lines
-        lines.append(self._line(scope, status, seconds, request_id, facts))
-        if len(lines) >= _MAX_LINES:
+        requests = self._requests
+        requests.append(
+            (time.time(), scope["method"], scope["path"], scope.get("client"), status, seconds, request_id, facts)
+        )
+        if len(requests) >= _MAX_LINES:
             self.flush()
             return
         loop = asyncio.get_running_loop()
@@ -89,40 +96,61 @@ class AccessLog:
         handle, self._handle = self._handle, None
         if handle is not None:
             handle.cancel()
-        lines, self._lines = self._lines, []
-        if not lines:
+        requests, self._requests = self._requests, []
+        if not requests:
             return
         stream = self._stream or sys.stdout
+        if self._format == "auto":
+            self._format = "text" if stream.isatty() else "json"
+        line = self._text_line if self._format == "text" else self._json_line
         try:
-            stream.write("".join(lines))
+            stream.write("".join([line(*request) for request in requests]))
             stream.flush()
         except (OSError, ValueError):
             pass  # nobody reads the log any more: no reason to fail requests
 
-    def _line(self, scope: Any, status: int, seconds: float, request_id: str, facts: dict[str, Any] | None) -> str:
-        if self._format == "auto":
-            self._format = "text" if (self._stream or sys.stdout).isatty() else "json"
-        now = time.time()
+    def _time(self, now: float) -> str:
         second = int(now)
         if second != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        client = scope.get("client")
-        address = client[0] if client else ""
-        # A path is the client's own text: json.dumps, or ascii() on a terminal, keeps it on its line.
-        if self._format == "text":
-            more = "".join(f" {key}={_clean(str(value))}" for key, value in (facts or {}).items() if value is not None)
-            text = f"{scope['method']} {_clean(scope['path'])}"
-            return (
-                f"{self._stamp[11:]} {status} {seconds * 1000:8.1f} ms  {ascii(text)[1:-1]} {address}"
-                f" request_id={request_id}{ascii(more)[1:-1]}\n"
-            )
-        more = _fields(facts) if facts else ""
+        return self._stamp
+
+    # A path is the client's own text: a JSON string, or ascii() on a terminal, keeps it on its line.
+
+    def _text_line(
+        self,
+        now: float,
+        method: str,
+        path: str,
+        client: Any,
+        status: int,
+        seconds: float,
+        request_id: str,
+        facts: _Facts,
+    ) -> str:
+        more = "".join(f" {key}={_clean(str(value))}" for key, value in (facts or {}).items() if value is not None)
         return (
-            f'{{"time":"{self._stamp}.{int(now * 1000) % 1000:03d}Z","level":"info","logger":"agentrun_server.access",'
-            f'"message":"request","method":"{scope["method"]}","path":{_quoted(scope["path"])},'
-            f'"status":{status},"duration_ms":{seconds * 1000:.1f},"client":"{address}",'
-            f'"request_id":"{request_id}"{more}}}\n'
+            f"{self._time(now)[11:]} {status} {seconds * 1000:8.1f} ms  {ascii(f'{method} {_clean(path)}')[1:-1]}"
+            f" {client[0] if client else ''} request_id={request_id}{ascii(more)[1:-1]}\n"
+        )
+
+    def _json_line(
+        self,
+        now: float,
+        method: str,
+        path: str,
+        client: Any,
+        status: int,
+        seconds: float,
+        request_id: str,
+        facts: _Facts,
+    ) -> str:
+        return (
+            f'{{"time":"{self._time(now)}.{int(now * 1000) % 1000:03d}Z","level":"info",'
+            f'"logger":"agentrun_server.access","message":"request","method":"{method}","path":{_quoted(path)},'
+            f'"status":{status},"duration_ms":{seconds * 1000:.1f},"client":"{client[0] if client else ""}",'
+            f'"request_id":"{request_id}"{_fields(facts) if facts else ""}}}\n'
         )
 
     def _log(self, scope: Any, status: int, seconds: float, request_id: str, facts: dict[str, Any] | None) -> None:

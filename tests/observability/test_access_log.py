@@ -1,5 +1,6 @@
 """One line for every request, soon, in order, and without what a client might hide in it."""
 
+import asyncio
 import io
 import json
 import logging
@@ -29,8 +30,12 @@ def line_of(kind: Literal["auto", "json", "text"] = "json", **changes: Any) -> s
     stream = changes.pop("stream", None) or io.StringIO()
     facts = changes.pop("facts", None)
     log = AccessLog(kind, stream)
-    log._lines.append(log._line({**SCOPE, **changes}, 200, 0.0125, "req_1", facts))
-    log.flush()
+
+    async def write() -> None:
+        log.write({**SCOPE, **changes}, 200, 0.0125, "req_1", facts)
+        log.flush()
+
+    asyncio.run(write())
     text: str = stream.getvalue()
     assert text.endswith("\n")
     assert len(text.splitlines()) == 1
