@@ -20,7 +20,7 @@ from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from agentrun_middleware.public_address import is_public
+from agentrun_middleware.public_address import is_loopback, is_public
 
 if TYPE_CHECKING:
     import httpx2
@@ -149,7 +149,7 @@ class JWKSFetcher:
         if not found:
             raise OSError("the host has no address")
         if host == _LOOPBACK_NAME:
-            if not all(address.is_loopback for address in found):
+            if not all(map(is_loopback, found)):
                 raise FetchError("localhost is not on the loopback here")
         elif not self._allow_private and not all(is_public(address) for address in found):
             raise FetchError("the host has an address that is not public")
@@ -280,7 +280,7 @@ def _parse(url: str, allow_private: bool) -> _Endpoint:
     if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host, address)):
         raise ValueError("jwks_url: https is needed, or http on the loopback")
     # A name that turns out to be the loopback is refused; a URL that says so is what its writer meant.
-    if not (allow_private or address is None or address.is_loopback or is_public(address)):
+    if not (allow_private or address is None or is_loopback(address) or is_public(address)):
         raise ValueError("jwks_url: its address is not public, which must be allowed (allow_private)")
     default = _DEFAULT_PORTS[parts.scheme]
     authority = bare if port in (None, default) else f"{bare}:{port}"
@@ -289,7 +289,7 @@ def _parse(url: str, allow_private: bool) -> _Endpoint:
 
 
 def _is_loopback(host: str, address: IPv4Address | IPv6Address | None) -> bool:
-    return host == _LOOPBACK_NAME or (address is not None and address.is_loopback)
+    return host == _LOOPBACK_NAME or (address is not None and is_loopback(address))
 
 
 def _literal(host: str) -> IPv4Address | IPv6Address | None:

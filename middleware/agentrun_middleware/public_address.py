@@ -7,7 +7,7 @@ the address is looked at, and the connection then made to that very address.
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Final
 
-__all__ = ["is_public"]
+__all__ = ["is_loopback", "is_public"]
 
 _GLOBAL_UNICAST: Final = ip_network("2000::/3")
 """All there is of public IPv6 (RFC 4291, section 2.4). Site-local, multicast and IPv4 in disguise are outside."""
@@ -25,6 +25,11 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
             return address in _GLOBAL_UNICAST and address.is_global
         address = inner
     return address.is_global and not address.is_multicast and address not in _PROTOCOL_ASSIGNMENTS
+
+
+def is_loopback(address: IPv4Address | IPv6Address) -> bool:
+    """Return whether `address` is the loopback, said plainly: Pythons do not agree on IPv4 in the disguise of IPv6."""
+    return address.is_loopback and (isinstance(address, IPv4Address) or address.ipv4_mapped is None)
 
 
 def _embedded(address: IPv6Address) -> IPv4Address | None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun_middleware.public_address import is_public
+from agentrun_middleware.public_address import is_loopback, is_public
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,11 @@ def test_an_ipv4_address_is_judged_alike_however_ipv6_wraps_it(address: IPv4Addr
     number = int(address)
     wrapped = [f"::ffff:{address}", f"64:ff9b::{address}", f"2002:{number >> 16:x}:{number & 0xFFFF:x}::1"]
     assert {is_public(ip_address(text)) for text in wrapped} == {is_public(address)}
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("::ffff:127.0.0.1", False), ("10.0.0.1", False)],
+)
+def test_the_loopback_is_what_says_so_plainly(address: str, loopback: bool) -> None:
+    assert is_loopback(ip_address(address)) is loopback
