@@ -17,6 +17,8 @@ from typing import Any, Final
 from agentrun_server.errors import InvalidRequestError
 from agentrun_server.protocols.openai_responses.items import MAX_BYTES, PREFIXES, Item, refuse_size, size_of
 from agentrun_server.runs.entry import OPEN
+from agentrun_server.runs.item_record import KIND as ITEM
+from agentrun_server.runs.item_record import get_item_records, item_record
 from agentrun_server.storage.contracts import Create, Record, Store
 
 __all__ = [
@@ -123,9 +125,7 @@ async def _take_conversation(tail: "_Tail", store: Store, conversation_id: str, 
     first = after
     while not tail.is_full:
         try:
-            page = await store.list(
-                "item", owner, parent=conversation_id, after=after, limit=tail.room + 1, order="desc"
-            )
+            page = await store.list(ITEM, owner, parent=conversation_id, after=after, limit=tail.room + 1, order="desc")
         except KeyError:
             if after == first:
                 raise
@@ -143,7 +143,7 @@ async def _take_conversation_until(tail: "_Tail", store: Store, record: Record, 
     conversation_id = record.body["conversation"]
     last: Record | None = None
     for some in _few([item["id"] for item in _own_items(record)]):
-        for item in (await store.get_many("item", some, owner)).values():
+        for item in (await get_item_records(store, some, owner)).values():
             if item.parent == conversation_id and (last is None or item.position > last.position):
                 last = item
     try:
@@ -169,12 +169,12 @@ async def resolve_references(store: Store, ids: Sequence[str], owner: str, *, pa
     parents: dict[str, set[str]] = {}
     size = read = 0
     for some in _few(ids):
-        for record in (await store.get_many("item", some, owner)).values():
+        for item_id, record in (await get_item_records(store, some, owner)).items():
             if record.body:
-                found[record.id] = dict(record.body)
+                found[item_id] = dict(record.body)
                 size += record.size
             else:
-                parents.setdefault(record.parent, set()).add(record.id)
+                parents.setdefault(record.parent, set()).add(item_id)
         if size > MAX_BYTES:
             refuse_size(param)
     for some in _few(sorted(parents)):
@@ -290,9 +290,7 @@ def _lacks_result(item: Item) -> bool:
 
 def item_records(items: Sequence[Item], conversation_id: str, owner: str) -> list[Create]:
     """Return the changes that add `items` to a conversation."""
-    return [
-        Create(Record(kind="item", id=item["id"], owner=owner, parent=conversation_id, body=item)) for item in items
-    ]
+    return [item_record(owner, conversation_id, item["id"], item) for item in items]
 
 
 def renamed(items: Sequence[Item], taken: Collection[str], new_id: Callable[[str], str]) -> list[Item]:
@@ -306,7 +304,9 @@ def renamed(items: Sequence[Item], taken: Collection[str], new_id: Callable[[str
     for item in items:
         old = new = item["id"]
         if old in used or not _PLAIN_ID.fullmatch(old):
-            new = names[old] = new_id(PREFIXES.get(item["type"], "item_"))
+            new = new_id(PREFIXES.get(item["type"], "item_"))
+        if item["type"] == "mcp_approval_request":
+            names[old] = new
         used.add(new)
         result.append({**item, "id": new, **_renamed_request(item, names)})
     return result

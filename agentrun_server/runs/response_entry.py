@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from agentrun_server.protocols.openai_responses.items import PREFIXES, Item
 from agentrun_server.runs.entry import Outcome, RecordEntry
+from agentrun_server.runs.item_record import item_record
 from agentrun_server.runs.run import RunStatus
 from agentrun_server.runs.turns import released
 from agentrun_server.runs.turns import topic as turn_topic
-from agentrun_server.storage.contracts import Change, Create, Lease, Record, Update
+from agentrun_server.storage.contracts import Change, Lease, Update
 
 __all__ = ["KIND", "ResponseEntry", "ended_body"]
 
@@ -89,9 +90,7 @@ class ResponseEntry(RecordEntry):
     def _items(self, parent: str, items: Iterable[Item], *, pointers: bool) -> list[Change]:
         unique = {item["id"]: item for item in items}
         return [
-            Create(
-                Record(kind="item", id=identity, owner=self.owner, parent=parent, body={} if pointers else dict(item))
-            )
+            item_record(self.owner, parent, identity, {} if pointers else dict(item))
             for identity, item in unique.items()
         ]
 

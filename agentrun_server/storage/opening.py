@@ -6,6 +6,7 @@ looking at any file or server; drivers are imported when a store or bus of their
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
     from agentrun_server.storage.postgres import PostgresStore
     from agentrun_server.storage.sqlite import SQLiteStore
 
-__all__ = ["HIDDEN", "Storage", "check_storage_url", "open_storage", "shown_storage_url", "shown_url", "sqlite_path"]
+__all__ = [
+    "HIDDEN",
+    "Storage",
+    "check_storage",
+    "check_storage_url",
+    "open_storage",
+    "shown_storage_url",
+    "shown_url",
+    "sqlite_path",
+    "storage_is_there",
+]
 
 logger = get_logger("agentrun_server.storage")
 
@@ -45,12 +56,23 @@ class Storage:
     leases: Leases
     bus: Bus
 
+    def lent(self) -> "Storage":
+        """Return the same storage for a user of it who has not opened it: closing that closes nothing."""
+        return _Lent(self.store, self.leases, self.bus)
+
     async def aclose(self) -> None:
         """Close the bus, then the store with its leases, whatever becomes of the bus."""
         try:
             await self.bus.aclose()
         finally:
             await self.store.aclose()
+
+
+class _Lent(Storage):
+    __slots__ = ()
+
+    async def aclose(self) -> None:
+        """Leave it to who has opened it."""
 
 
 def check_storage_url(store_url: str) -> Literal["sqlite", "postgresql"]:
@@ -75,6 +97,17 @@ def check_storage_url(store_url: str) -> Literal["sqlite", "postgresql"]:
     raise ConfigurationError(
         "store_url is 'sqlite', 'sqlite:///path/of/a/file' or 'postgresql://user:password@host/database'"
     )
+
+
+def check_storage(store_url: str, bus_redis_url: str | None) -> None:
+    """Refuse what `open_storage` could never open: when a server is made, and not at the first request that needs it.
+
+    Raises:
+        ConfigurationError: a URL cannot work, or a package it needs is missing. The text does not hold the URL.
+    """
+    if check_storage_url(store_url) == "postgresql" and importlib.util.find_spec("asyncpg") is None:
+        raise ConfigurationError("store_url needs the asyncpg package: pip install 'agentrun-server[postgres]'")
+    _open_bus(bus_redis_url)  # which connects to nothing yet
 
 
 def _check_file(store_url: str) -> None:
@@ -127,6 +160,13 @@ def sqlite_path(store_url: str, environ: Mapping[str, str] = os.environ) -> Path
     except RuntimeError:
         raise ConfigurationError("there is no home folder to keep state in: set AGENTRUN_HOME or store_url") from None
     return folder.absolute() / _FILE
+
+
+def storage_is_there(store_url: str) -> bool:
+    """Tell whether anything can be in the store: a file that is not there yet has nothing."""
+    path = sqlite_path(store_url)
+    # `Path.exists` raises where it may not look; whoever needs the store is told then.
+    return path is None or os.path.exists(path)  # noqa: PTH110
 
 
 def shown_url(url: str) -> str:

@@ -106,7 +106,7 @@ class PostgresStore:
 
     @classmethod
     async def open(
-        cls, url: str, *, schema: str = "agentrun", max_connections: int = 10, timeout: float = 30.0
+        cls, url: str, *, schema: str = "agentrun", max_connections: int = 10, timeout: float = 10.0
     ) -> Self:
         """Connect, and bring the tables up to date.
 
@@ -114,7 +114,8 @@ class PostgresStore:
             url: ``postgresql://…``, as `asyncpg.connect` takes it.
             schema: where the tables are; made when it is not there.
             max_connections: connections of this process.
-            timeout: seconds that a statement takes at most, and that a call waits for a connection.
+            timeout: seconds that a statement takes at most, and that a call waits for a connection. Less than the lease
+                of a worker: a server that has vanished without closing its connections must not cost all of it.
 
         Raises:
             SchemaVersionError: the tables are from a newer release.

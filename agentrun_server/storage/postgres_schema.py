@@ -13,6 +13,8 @@ from agentrun_server.storage.contracts import SchemaVersionError
 __all__ = ["MIGRATIONS", "migrate"]
 
 _LOCK: Final = 0x41475253  # any number that all releases share
+_LONGEST: Final = 600.0
+"""Seconds that a step takes at most, here or in a process that goes first."""
 
 MIGRATIONS: Final[Sequence[str]] = (
     """
@@ -52,6 +54,10 @@ MIGRATIONS: Final[Sequence[str]] = (
     """
     CREATE INDEX records_by_age ON records (kind, created_at, position) WHERE parent = '';
     """,
+    # Items are named by their owner and the id that a client may have chosen: see `runs.item_record`.
+    """
+    UPDATE records SET id = owner || '/' || id WHERE kind = 'item';
+    """,
 )
 
 
@@ -62,7 +68,7 @@ async def migrate(connection: Any, schema: str) -> None:
         SchemaVersionError: they are newer than this release.
     """
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK, timeout=_LONGEST)
         await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
         await connection.execute("CREATE TABLE IF NOT EXISTS versions (version integer NOT NULL)")
         version: int = await connection.fetchval("SELECT coalesce(max(version), 0) FROM versions")
@@ -71,6 +77,6 @@ async def migrate(connection: Any, schema: str) -> None:
                 f"the store has schema {version}, and this release knows {len(MIGRATIONS)}: a newer one wrote it"
             )
         for step in MIGRATIONS[version:]:
-            await connection.execute(step)
+            await connection.execute(step, timeout=_LONGEST)
         if version < len(MIGRATIONS):
             await connection.execute("INSERT INTO versions VALUES ($1)", len(MIGRATIONS))

@@ -93,8 +93,10 @@ class SQLiteStore:
     """
 
     def __init__(self, path: str | Path, *, durable: bool = True, clock: Callable[[], float] = time.time) -> None:
-        self._path = Path(path)
-        self._log = Path(f"{path}-wal")
+        # SQLite follows links, and puts its log beside the file itself. So must the lock be, or who comes by another
+        # name takes another turn.
+        self._path = Path(os.path.realpath(path))
+        self._log = Path(f"{self._path}-wal")
         self._durable = durable
         self._clock = clock
         self._writes: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -116,6 +118,8 @@ class SQLiteStore:
                     # Its mode is that of the files that SQLite puts beside it. An existing file is not opened.
                     with contextlib.suppress(FileExistsError):
                         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                    if self._path.stat().st_mode & 0o077:  # a copy that was put in its place, perhaps
+                        logger.warning("the file of the store is open to others", extra={"path": str(self._path)})
                     writing = self._connect()
                     opened.callback(writing.close)
                     writing.execute("BEGIN IMMEDIATE")
@@ -198,6 +202,7 @@ class SQLiteStore:
                 for job in jobs:
                     self._do(connection, job)
                 connection.execute("COMMIT")
+            self._check_files()
         except Exception as exc:
             with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                 connection.execute("ROLLBACK")
@@ -212,6 +217,15 @@ class SQLiteStore:
             if self._failing:
                 self._failing = False
                 logger.info("the store can be written again", extra={"path": str(self._path)})
+
+    def _check_files(self) -> None:
+        """See that what was written can be found again: SQLite goes on with files that have no name any more.
+
+        Raises:
+            FileNotFoundError: somebody has moved or deleted them.
+        """
+        for path in (self._path, self._log):
+            path.stat()
 
     @staticmethod
     def _do(connection: sqlite3.Connection, job: "_Job") -> None:

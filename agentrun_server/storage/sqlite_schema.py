@@ -54,6 +54,10 @@ MIGRATIONS: Final[Sequence[str]] = (
     """
     CREATE INDEX records_by_age ON records (kind, created_at, position) WHERE parent = '';
     """,
+    # Items are named by their owner and the id that a client may have chosen: see `runs.item_record`.
+    """
+    UPDATE records SET id = owner || '/' || id WHERE kind = 'item';
+    """,
 )
 
 

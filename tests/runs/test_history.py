@@ -19,6 +19,7 @@ from agentrun_server.runs.history import (
     with_results,
     without_result,
 )
+from agentrun_server.runs.item_record import item_key, item_record
 from agentrun_server.storage.contracts import Create, Delete, Record
 from agentrun_server.storage.sqlite import SQLiteStore
 from tests.protocols.openai_responses.answers import Counter
@@ -56,8 +57,7 @@ async def respond(store: SQLiteStore, name: str, **more: Any) -> Record:
     record = response_record(name, question=[user(f"u{name}")], output=[agent(f"a{name}")], **more)
     await store.commit([Create(record)])
     if not record.body["conversation"]:
-        own = [Record(kind="item", id=f"{k}{name}", owner=record.owner, parent=name, body={}) for k in "ua"]
-        await store.commit([Create(one) for one in own])
+        await store.commit([item_record(record.owner, name, f"{k}{name}", {}) for k in "ua"])
     return record
 
 
@@ -132,7 +132,7 @@ async def test_a_conversation_has_a_bound_in_bytes(store: SQLiteStore) -> None:
     await converse(store, "c", *items[:3])
     await converse(store, "c", *items[3:])
     assert ids(await conversation_items(store, "c", ALICE, max_items=9)) == ["4", "5"]
-    await store.commit([Delete("item", "5")])
+    await store.commit([Delete("item", item_key(ALICE, "5"))])
     assert ids(await conversation_items(store, "c", ALICE, max_items=9)) == ["4"], "3 would be no beginning"
 
 
@@ -158,7 +158,7 @@ async def test_a_turn_of_a_conversation_has_the_conversation_until_then(store: S
 async def test_a_turn_of_which_something_is_left_can_be_continued(store: SQLiteStore) -> None:
     turn = await respond(store, "2", conversation="c")
     await converse(store, "c", user("u1"), user("u2"), agent("a2"), user("u3"))
-    await store.commit([Delete("item", "a2")])
+    await store.commit([Delete("item", item_key(ALICE, "a2"))])
     await converse(store, "other", agent("a2"))
     assert ids(await response_context(store, turn, ALICE, max_items=9)) == ["u1", "u2"]
 
@@ -171,7 +171,8 @@ async def test_a_turn_that_is_not_in_its_conversation_cannot_be_continued(store:
         await converse(store, "other", user("u2"), agent("a2"))
     elif gone != "never there":
         await converse(store, "c", user("u2"), agent("a2"))
-        deleted = [("conversation", "c")] if gone == "conversation" else [("item", "u2"), ("item", "a2")]
+        turn_items = [("item", item_key(ALICE, one)) for one in ("u2", "a2")]
+        deleted = [("conversation", "c")] if gone == "conversation" else turn_items
         await store.commit([Delete(*one) for one in deleted])
     with pytest.raises(InvalidRequestError) as error:
         await response_context(store, turn, ALICE, max_items=9)
@@ -223,7 +224,7 @@ async def test_what_references_lead_to_has_a_bound(store: SQLiteStore, monkeypat
 
 async def test_a_reference_to_what_its_response_does_not_hold_leads_nowhere(store: SQLiteStore) -> None:
     await respond(store, "1")
-    await store.commit([Create(Record(kind="item", id="m", owner=ALICE, parent="1", body={}))])
+    await store.commit([item_record(ALICE, "1", "m", {})])
     assert await resolve_references(store, ["m"], ALICE) == {}
 
 
@@ -242,6 +243,12 @@ def test_an_approval_follows_the_request_that_got_another_id() -> None:
     response = {"type": "mcp_approval_response", "id": "r2", "approval_request_id": "mcpr_x", "approve": True}
     named = renamed([request, other, response], {"mcpr_x"}, Counter())
     assert named == [{**request, "id": "mcpr_1"}, other, {**response, "approval_request_id": "mcpr_1"}]
+
+
+def test_an_approval_follows_its_request_though_other_items_have_the_same_id() -> None:
+    request = {"type": "mcp_approval_request", "id": "x", "name": "f"}
+    response = {"type": "mcp_approval_response", "id": "x", "approval_request_id": "x", "approve": True}
+    assert renamed([request, response], (), Counter()) == [request, {**response, "id": "mcpa_1"}]
 
 
 def test_a_call_that_comes_back_without_its_result_is_the_one_that_is_known() -> None:

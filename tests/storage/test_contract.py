@@ -511,6 +511,21 @@ async def test_a_sweep_deletes_what_has_expired(backend: Backend, store: StoreAn
     assert await store.sweep() == 0
 
 
+async def test_an_end_may_be_never_and_come_back(backend: Backend, store: StoreAndLeases) -> None:
+    await store.commit([create("now")])
+    now = (await found(store, "now")).created_at
+    never = float("inf")
+    await store.commit([create("r", expires_at=now + 100), create("child", kind="item", parent="r")])
+    await store.commit([Update(kind="response", id="r", expires_at=never)])
+    assert (await found(store, "r")).expires_at == never
+    await backend.pass_time(10_000)
+    assert await store.sweep() == 0
+    await store.commit([Update(kind="response", id="r", expires_at=now + 100)])
+    await backend.pass_time(10_000)
+    assert await store.sweep() == 1
+    assert ids(await store.list("item", None)) == []
+
+
 async def test_a_sweep_has_a_limit_and_takes_the_oldest_first(backend: Backend, store: StoreAndLeases) -> None:
     await store.commit([create("now")])
     now = (await found(store, "now")).created_at

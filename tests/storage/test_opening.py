@@ -15,11 +15,13 @@ from agentrun_server.storage.local_bus import LocalBus
 from agentrun_server.storage.opening import (
     HIDDEN,
     Storage,
+    check_storage,
     check_storage_url,
     open_storage,
     shown_storage_url,
     shown_url,
     sqlite_path,
+    storage_is_there,
 )
 from agentrun_server.storage.redis_bus import RedisBus
 from agentrun_server.storage.sqlite import SQLiteStore
@@ -282,6 +284,9 @@ async def test_a_package_that_is_missing_is_named_with_its_extra(
     with pytest.raises(ConfigurationError, match=extra) as raised:
         await open_storage(url, bus_redis_url=bus)
     assert hides(raised.value)
+    with pytest.raises(ConfigurationError, match=extra) as raised:
+        check_storage(url, bus)
+    assert hides(raised.value)
 
 
 # --- the bus
@@ -298,6 +303,8 @@ async def test_the_bus_is_redis_when_it_has_a_url(tmp_path: Path) -> None:
 async def test_a_bus_that_cannot_work_is_refused_before_the_store_is_made(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigurationError, match="bus_redis_url") as raised:
         await open_storage(f"sqlite:///{tmp_path}/store.db", bus_redis_url=url)
+    with pytest.raises(ConfigurationError, match="bus_redis_url"):
+        check_storage("sqlite", url)
     assert hides(raised.value)
     assert files(tmp_path) == []
 
@@ -393,6 +400,27 @@ def test_the_file_is_shown_by_its_absolute_path(tmp_path: Path) -> None:
     home = {"AGENTRUN_HOME": str(tmp_path)}
     assert shown_storage_url("sqlite", home) == f"sqlite:///{tmp_path}/agentrun.db"
     assert sqlite_path(shown_storage_url("sqlite:///a/b.db", home)) == Path("a/b.db").absolute()
+
+
+def test_a_file_can_hold_something_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTRUN_HOME", str(tmp_path))
+    assert not storage_is_there("sqlite")
+    (tmp_path / "agentrun.db").touch()
+    assert storage_is_there("sqlite")
+    assert storage_is_there(f"sqlite:///{tmp_path}/agentrun.db")
+    assert not storage_is_there(f"sqlite:///{tmp_path}/other.db")
+    assert storage_is_there("postgresql://host/database"), "nobody looks"
+
+
+async def test_what_is_lent_is_closed_by_who_has_opened_it(tmp_path: Path) -> None:
+    storage = await open_storage(f"sqlite:///{tmp_path}/store.db", durable=False)
+    lent = storage.lent()
+    assert (lent.store, lent.leases, lent.bus) == (storage.store, storage.leases, storage.bus)
+    await lent.aclose()
+    assert await lent.store.get("response", "r", None) is None
+    await storage.aclose()
+    with pytest.raises(StorageUnavailableError):
+        await lent.store.get("response", "r", None)
 
 
 async def test_it_is_told_where_the_store_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -310,11 +310,13 @@ async def test_a_schema_of_a_newer_release_is_refused(
 async def test_the_schema_of_each_older_release_can_be_used(
     postgres: PostgresBackend, version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    item = create("msg_a", kind="item", owner="w", parent="w-0")
     with monkeypatch.context() as patch:
         patch.setattr(postgres_schema, "MIGRATIONS", postgres_schema.MIGRATIONS[:version])
-        await (await postgres.open()).commit(changes("w", 0))
+        await (await postgres.open()).commit([*changes("w", 0), item])
     again = await postgres.open()
     assert await is_whole(again, "w", 0)
+    assert await again.get("item", "w/msg_a", "w") is not None
     assert await again.shrink(["response"]) == 1
 
 

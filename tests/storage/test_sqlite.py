@@ -139,6 +139,10 @@ def size(path: Path) -> int:
     return path.stat().st_size
 
 
+def move(path: Path, to: Path) -> None:
+    path.rename(to)
+
+
 def mode(path: Path) -> str:
     return oct(stat.S_IMODE(path.stat().st_mode))
 
@@ -155,6 +159,32 @@ async def test_files_are_for_their_owner_alone(backend: SQLiteBackend) -> None:
     names = ["store.db", "store.db-shm", "store.db-wal", "store.db.lock"]
     assert [(path.name, mode(path)) for path in files] == [(name, "0o600") for name in names]
     await backend.aclose()
+
+
+@pytest.mark.parametrize(("bits", "told"), [(0o600, 0), (0o640, 1), (0o604, 1)])
+async def test_a_file_that_is_open_to_others_is_told(
+    backend: SQLiteBackend, bits: int, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    await SQLiteStore(backend.path).aclose()
+    os.chmod(backend.path, bits)  # noqa: PTH101 - in an async function
+    assert [record.message for record in caplog.records] == []
+    store = SQLiteStore(backend.path)
+    assert [record.message for record in caplog.records] == ["the file of the store is open to others"] * told
+    await store.aclose()
+
+
+async def test_a_link_to_the_file_is_another_name_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same lock and log, or two processes would not take turns, and the log would grow without a bound."""
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_BYTES", 100_000)
+    real, link = tmp_path / "disk" / "real.db", tmp_path / "store.db"
+    link.symlink_to(real)
+    store = SQLiteStore(link)
+    names = ["real.db", "real.db-shm", "real.db-wal", "real.db.lock"]
+    for number in range(40):
+        await store.commit(changes("w", number, 15_000))
+        assert size(Path(f"{real}-wal")) < 300_000
+    assert [(path.name, mode(path)) for path in sorted(real.parent.iterdir())] == [(name, "0o600") for name in names]
+    await store.aclose()
 
 
 async def test_what_makes_it_durable_is_set_on_every_connection(
@@ -227,13 +257,15 @@ async def test_an_older_file_is_brought_up_to_date(backend: SQLiteBackend, monke
 async def test_the_file_of_each_older_release_can_be_used(
     backend: SQLiteBackend, version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    item = create("msg_a", kind="item", owner="w", parent="w-0")
     with monkeypatch.context() as patch:
         patch.setattr(sqlite_schema, "MIGRATIONS", sqlite_schema.MIGRATIONS[:version])
         store = await backend.open()
-        await store.commit(changes("w", 0))
+        await store.commit([*changes("w", 0), item])
         await backend.aclose()
     again = await backend.open()
     assert await is_whole(again, "w", 0)
+    assert await again.get("item", "w/msg_a", "w") is not None
     assert await again.shrink(["response"]) == 1
     await backend.aclose()
 
@@ -438,7 +470,7 @@ async def test_room_that_was_freed_is_used_again(backend: SQLiteBackend) -> None
     await store.aclose()
 
 
-@pytest.mark.parametrize("kind", ["response", "item", "none"])
+@pytest.mark.parametrize("kind", ["response", "part", "none"])
 async def test_the_oldest_are_found_by_an_index(backend: SQLiteBackend, kind: str) -> None:
     store = await backend.open()
     await store.commit(changes("w", 0))
@@ -469,6 +501,21 @@ async def test_the_log_has_a_bound(backend: SQLiteBackend, monkeypatch: pytest.M
         largest = max(largest, size(log))
     assert 200_000 <= largest < 400_000
     assert await is_whole(store, "w", 59)
+    await backend.aclose()
+
+
+@pytest.mark.parametrize("gone", ["", "-wal"], ids=["file", "log"])
+async def test_what_goes_into_a_file_that_was_deleted_is_not_acknowledged(
+    backend: SQLiteBackend, gone: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await backend.open()
+    await store.commit([create("before")])
+    move(Path(f"{backend.path}{gone}"), Path(f"{backend.path}.moved"))
+    for name in ("r1", "r2"):
+        with pytest.raises(StorageUnavailableError):
+            await store.commit([create(name)])
+    (told,) = [record for record in caplog.records if record.message == "the store cannot be written"]
+    assert "No such file" in vars(told)["reason"]
     await backend.aclose()
 
 

@@ -28,14 +28,14 @@ EVENTS = [b'{"type":"response.created"}' * 8, b"", b"\x00\xff" * 50]
 
 
 def changes(name: str, number: int, size: int = 1500) -> Sequence[Change]:
-    """Return what a finished response writes: itself, two items, its events."""
+    """Return what a finished response writes: itself, two parts, its events."""
     run = f"{name}-{number}"
     text = f"{run} " * (size // len(run) // 3)
     response = Record(kind="response", id=run, owner=name, body={"output": text}, status="completed")
-    items = [
-        Record(kind="item", id=f"{run}-{index}", owner=name, parent=run, body={"text": text}) for index in range(2)
+    parts = [
+        Record(kind="part", id=f"{run}-{index}", owner=name, parent=run, body={"text": text}) for index in range(2)
     ]
-    return [Create(response), *map(Create, items), AppendEvents(run=run, first=0, data=EVENTS)]
+    return [Create(response), *map(Create, parts), AppendEvents(run=run, first=0, data=EVENTS)]
 
 
 async def is_whole(store: Store, name: str, number: int) -> bool:
@@ -51,8 +51,8 @@ async def is_whole_or_absent(store: Store, name: str, number: int) -> bool:
 
 async def _parts(store: Store, name: str, number: int) -> tuple[bool, int, Sequence[Event]]:
     run = f"{name}-{number}"
-    items = await store.get_many("item", [f"{run}-0", f"{run}-1"], name)
-    return await store.get("response", run, name) is not None, len(items), await store.events(run)
+    parts = await store.get_many("part", [f"{run}-0", f"{run}-1"], name)
+    return await store.get("response", run, name) is not None, len(parts), await store.events(run)
 
 
 def acknowledged(output: bytes) -> list[int]:
