@@ -73,8 +73,8 @@ def _refuse(item: object) -> TypeError:
     kind = type(item)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return TypeError(
-        f"an agent yielded or returned a {name}, which is no answer; yield str, typed events, AgentEvent, "
-        "OpenAI chunks, or objects with .content"
+        f"an agent yielded or returned something of type {name}, which is no answer; yield str, typed events, "
+        "AgentEvent, OpenAI chunks, or objects with .content"
     )
 
 

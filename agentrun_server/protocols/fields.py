@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from agentrun_server.errors import InvalidRequestError
 
 __all__ = [
+    "MAX_CALL_ID",
     "Check",
     "anything",
     "array",
@@ -18,6 +19,7 @@ __all__ = [
     "check_amount",
     "check_density",
     "check_finite",
+    "check_numbers",
     "choice",
     "integer",
     "invalid",
@@ -31,6 +33,10 @@ __all__ = [
 
 Check = Callable[[Any, str], Any]
 
+MAX_CALL_ID = 64 * 1024
+"""Characters of the id of a tool call. OpenAI's are short; gateways put a model's signed thoughts into them, which the
+model wants back with the result."""
+
 _MAX_INTEGER = 2**53
 _CONTAINERS = (dict, list)
 _MAX_DEPTH = 256
@@ -40,6 +46,8 @@ _MAX_VALUES = 128 * 1024
 """Ten times what a conversation of 2048 messages with tool calls has; a body of ten megabytes could have millions."""
 _MAX_BRACKETS = 1024 * 1024
 """Brackets in a body, those in its texts included: one in ten bytes of the longest body, more than code or JSON has."""
+_MAX_BITS = 1024
+"""Of an integer, as many as the largest decimal number has: to write one takes steps by the square of its length."""
 _NAMES: Mapping[type, str] = {
     str: "a string", bool: "a boolean", int: "an integer", float: "a decimal number",
     list: "an array", dict: "an object", type(None): "null",
@@ -106,7 +114,7 @@ def number(low: float, high: float) -> Check:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             wrong_type(param, "a number", value)
         if not low <= value <= high:  # never so for NaN and the infinities
-            invalid(param, f"expected a number between {low:g} and {high:g}.", "number_out_of_range")
+            _out_of_range(param, "decimal", low if value < low else None, high)
         return value
 
     return check
@@ -121,10 +129,17 @@ def integer(low: int, high: int = _MAX_INTEGER) -> Check:
         if isinstance(value, bool) or not isinstance(value, int):
             wrong_type(param, "an integer", value)
         if not low <= value <= high:
-            invalid(param, f"expected an integer between {low} and {high}.", "integer_out_of_range")
+            _out_of_range(param, "integer", low if value < low else None, high)
         return value
 
     return check
+
+
+def _out_of_range(param: str, kind: str, low: float | None, high: float) -> NoReturn:
+    """Raise the answer to a number below `low` or, without one, above `high`."""
+    if low is not None:
+        invalid(param, f"{kind} below minimum value. Expected a value >= {low}.", f"{kind}_below_min_value")
+    invalid(param, f"{kind} above maximum value. Expected a value <= {high}.", f"{kind}_above_max_value")
 
 
 def boolean(value: Any, param: str) -> bool:
@@ -150,8 +165,10 @@ def array(value: Any, param: str, low: int = 0, high: int | None = None) -> list
     """Accept an array of `low` to `high` items."""
     if not isinstance(value, list):
         wrong_type(param, "an array", value)
+    if low and not value:
+        invalid(param, f"empty array. Expected at least {low} item(s).", "empty_array")
     if len(value) < low:
-        invalid(param, f"array too short. Expected at least {low} item(s).", "array_below_min_length")
+        invalid(param, f"array too short. Expected at least {low} items.", "array_below_min_length")
     if high is not None and len(value) > high:
         invalid(param, f"array too long. Expected at most {high} items.", "array_above_max_length")
     return value
@@ -197,17 +214,33 @@ def _refuse_amount() -> NoReturn:
     )
 
 
+def check_numbers(value: Any, text: bytes | bytearray) -> None:
+    """Refuse what was parsed from `text` when that is long and has numbers as `check_finite` refuses them.
+
+    Not many fit into a short one, and they are refused where they would matter.
+    """
+    if len(text) > _SMALL:
+        check_finite(value)
+
+
 def check_finite(value: Any, depth: int = _MAX_DEPTH) -> None:
-    """Refuse what nobody else checks and no JSON is any more: numbers like 1e999, which are infinite in Python.
+    """Refuse numbers that are too large: 1e999, which is infinite in Python and no JSON, or an integer as long.
 
     Values nested more than `depth` deep are refused too. A body is not, but what was packed into one may be.
     """
-    if isinstance(value, float):
+    if isinstance(value, int):
+        if value.bit_length() > _MAX_BITS:
+            _refuse_number()
+    elif isinstance(value, float):
         if not math.isfinite(value):
-            raise InvalidRequestError("A number in the body of your request is too large.", code="invalid_json")
+            _refuse_number()
     elif isinstance(value, _CONTAINERS):
         if depth == 0:
             raise InvalidRequestError("The body of your request is nested too deeply.", code="invalid_json")
         for item in value.values() if isinstance(value, dict) else value:
-            if isinstance(item, (dict, list, float)):
+            if isinstance(item, (dict, list, float, int)):
                 check_finite(item, depth - 1)
+
+
+def _refuse_number() -> NoReturn:
+    raise InvalidRequestError("A number in the body of your request is too large.", code="invalid_json")

@@ -385,7 +385,7 @@ class TestErrors:
                 await said_by(target)
 
     async def test_a_yielded_generator_is_no_answer(self) -> None:
-        with pytest.raises(TypeError, match="a generator, which is no answer"):
+        with pytest.raises(TypeError, match="of type generator, which is no answer"):
             await said_by(lambda request: iter([sync_generator(request)]))
 
 

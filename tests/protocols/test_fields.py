@@ -36,12 +36,13 @@ BAD: list[tuple[Check, Any, str, str]] = [
     (fields.choice("a"), ["a"], "", TYPE),
     (fields.number(0, 2), True, "", TYPE),
     (fields.number(0, 2), "1", "", TYPE),
-    (fields.number(0, 2), 2.1, "", "number_out_of_range"),
-    (fields.number(0, 2), math.nan, "", "number_out_of_range"),
+    (fields.number(0, 2), -0.1, "", "decimal_below_min_value"),
+    (fields.number(0, 2), 2.1, "", "decimal_above_max_value"),
+    (fields.number(0, 2), math.nan, "", "decimal_above_max_value"),
     (fields.integer(1), 1.5, "", TYPE),
     (fields.integer(1), True, "", TYPE),
-    (fields.integer(1), 0, "", "integer_out_of_range"),
-    (fields.integer(1), 2**53 + 1, "", "integer_out_of_range"),
+    (fields.integer(1), 0, "", "integer_below_min_value"),
+    (fields.integer(1), 2**53 + 1, "", "integer_above_max_value"),
     (fields.boolean, 1, "", TYPE),
     (fields.mapping, [], "", TYPE),
     (fields.array, {}, "", TYPE),
@@ -67,20 +68,32 @@ def test_a_check_refuses_with_the_name_of_the_field(check: Check, value: Any, wh
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "code"), [(2, None, "array_below_min_length"), (0, 0, "array_above_max_length")]
+    ("value", "low", "high", "code"),
+    [
+        ([], 1, None, "empty_array"),
+        ([1], 2, None, "array_below_min_length"),
+        ([1], 0, 0, "array_above_max_length"),
+    ],
 )
-def test_an_array_has_a_length(low: int, high: int | None, code: str) -> None:
+def test_an_array_has_a_length(value: list[int], low: int, high: int | None, code: str) -> None:
     with pytest.raises(InvalidRequestError) as raised:
-        fields.array([1], "field", low, high)
+        fields.array(value, "field", low, high)
     assert raised.value.code == code
 
 
-@pytest.mark.parametrize("value", [math.inf, {"a": [1, {"b": -math.inf}]}, [[math.nan]]])
-def test_numbers_that_json_does_not_have_are_found_however_deep(value: Any) -> None:
+@pytest.mark.parametrize("value", [math.inf, {"a": [1, {"b": -math.inf}]}, [[math.nan]], {"a": [2**1024]}, -(10**4000)])
+def test_numbers_that_are_too_large_are_found_however_deep(value: Any) -> None:
     with pytest.raises(InvalidRequestError) as raised:
         fields.check_finite(value)
     assert raised.value.code == "invalid_json"
-    fields.check_finite({"a": [1.5, None, "x", {"b": True}]})
+    fields.check_finite({"a": [1.5, None, "x", {"b": True}, 1.7e308, 2**1024 - 1, -(2**1023)]})
+
+
+def test_a_long_body_has_no_numbers_that_take_long_to_write() -> None:
+    number, text = {"a": [10**4000]}, b" " * 64 * 1024
+    fields.check_numbers(number, text)
+    with pytest.raises(InvalidRequestError):
+        fields.check_numbers(number, text + b" ")
 
 
 def test_what_is_nested_too_deeply_is_refused() -> None:

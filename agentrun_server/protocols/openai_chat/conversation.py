@@ -11,6 +11,7 @@ from typing import Any
 from agentrun_server.core.messages import Message
 from agentrun_server.errors import InvalidRequestError
 from agentrun_server.protocols.fields import (
+    MAX_CALL_ID,
     array,
     choice,
     invalid,
@@ -96,7 +97,7 @@ def _read_tool(data: dict[str, Any], here: str) -> None:
     _read_spoken(data, here)
     if data.get("tool_call_id") is None:
         missing(f"{here}.tool_call_id")
-    text(256)(data["tool_call_id"], f"{here}.tool_call_id")
+    text(MAX_CALL_ID)(data["tool_call_id"], f"{here}.tool_call_id")
 
 
 def _read_function(data: dict[str, Any], here: str) -> None:
@@ -120,7 +121,7 @@ def _read_call(value: Any, here: str) -> None:
     call = mapping(value, here)
     if call.get("id") is None:
         missing(f"{here}.id")
-    text(256)(call["id"], f"{here}.id")
+    text(MAX_CALL_ID)(call["id"], f"{here}.id")
     if call.get("type") is None:
         call["type"] = "function"
     kind = choice("function", "custom")(call["type"], f"{here}.type")

@@ -91,18 +91,17 @@ def decode(
             extra[key] = value
         else:
             params[key] = check(value, key)
-    if extra:
-        if strict_fields:
-            invalid(min(extra)[:64], "unknown request field.", "unknown_parameter")
-        check_finite(extra)
+    if extra and strict_fields:
+        invalid(min(extra)[:64], "unknown request field.", "unknown_parameter")
+    check_finite({**params, **extra, "input": None})  # at the items `read_items` looks
     if "model" not in params:
         if default_model is None:
             missing("model")
         params["model"] = default_model
     _check_together(params)
     items = read_items(params.get("input", []), new_id, max_items=max_items)
-    if not items and "input" in params and not _has_context(params):
-        invalid("input", "array too short. Expected at least 1 item(s).", "array_below_min_length")
+    if "input" in params and not _has_context(params):
+        array(items, "input", 1)
     echo = _echo(params)
     include = frozenset(params.get("include", ()))
     tools = params.pop("tools", None)
@@ -144,6 +143,8 @@ def _check_together(params: Mapping[str, Any]) -> None:
         )
     if params.get("background") and not params.get("store", True):
         invalid("background", "a background response must be stored; leave out 'store'.")
+    if "conversation" in params and not params.get("store", True):
+        invalid("conversation", "what is said in a conversation is stored there; leave out 'store'.")
 
 
 def _read_options(
@@ -168,10 +169,11 @@ def _check_tool_choice(tool_choice: Any, names: Mapping[str, ToolKind], tools: l
         return
     if not tools:
         invalid("tool_choice", "it is only allowed when 'tools' are specified.")
-    if not isinstance(tool_choice, dict) or tool_choice["type"] not in ("function", "custom"):
+    if not isinstance(tool_choice, dict):
         return
-    if names.get(tool_choice["name"]) != tool_choice["type"]:
-        invalid("tool_choice", "the named tool is not in 'tools'.")
+    for tool in tool_choice["tools"] if tool_choice["type"] == "allowed_tools" else [tool_choice]:
+        if tool.get("type") in ("function", "custom") and names.get(tool["name"]) != tool["type"]:
+            invalid("tool_choice", "the named tool is not in 'tools'.")
 
 
 # --- the request, in the form agents know
@@ -258,7 +260,7 @@ def _echo(params: Mapping[str, Any]) -> dict[str, Any]:
         "frequency_penalty": get("frequency_penalty", 0.0),
         "top_logprobs": get("top_logprobs", 0),
         "temperature": get("temperature", 1.0),
-        "reasoning": {"effort": None, "summary": None, **(get("reasoning") or {})},
+        "reasoning": {"effort": None, "summary": None, **_given(get("reasoning") or {})},
         "max_output_tokens": get("max_output_tokens"),
         "max_tool_calls": get("max_tool_calls"),
         "store": get("store", True),
@@ -277,16 +279,20 @@ def _echo(params: Mapping[str, Any]) -> dict[str, Any]:
     return echo
 
 
+def _given(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members that are not null: clients send null for absent, where the specification has none."""
+    return {key: value for key, value in members.items() if value is not None}
+
+
 def _echoed_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    sent = _given(tool)
     if tool["type"] != "function":
-        return dict(tool)
-    strict = tool.get("strict")
-    defaults = {"description": None, "parameters": None}
-    return {**defaults, **tool, "strict": True if strict is None else strict}
+        return sent
+    return {"description": None, "parameters": None, "strict": True, **sent}
 
 
 def _echoed_text(options: Mapping[str, Any]) -> dict[str, Any]:
-    sent = {key: value for key, value in options.items() if value is not None}
+    sent = _given(options)
     form = sent.get("format", {"type": "text"})
     if form["type"] == "json_schema":
         strict = form.get("strict")
@@ -324,11 +330,11 @@ def decode_items(body: dict[str, Any], new_id: Callable[[str], str]) -> list[Ite
 
 
 def decode_metadata(body: dict[str, Any]) -> dict[str, str]:
-    """Read the body that changes an object's metadata, the one thing of it that can be changed.
+    """Read the body that changes an object's metadata, the one thing of it that can be changed; null takes them away.
 
     Raises:
         InvalidRequestError: it has none, or it is malformed.
     """
-    if body.get("metadata") is None:
+    if "metadata" not in body:
         missing("metadata")
-    return metadata(body["metadata"], "metadata")
+    return {} if body["metadata"] is None else metadata(body["metadata"], "metadata")

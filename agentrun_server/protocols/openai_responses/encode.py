@@ -37,7 +37,7 @@ from agentrun_server.protocols.openai_responses.parts import output_text
 from agentrun_server.protocols.openai_responses.replay import LoggedItem, read_log
 from agentrun_server.protocols.turn import MAX_PIECE, Turn
 
-__all__ = ["DONE", "IncompleteReason", "ResponseEncoder", "ResponseSettings", "split_events"]
+__all__ = ["DONE", "IncompleteReason", "ResponseEncoder", "ResponseSettings", "obfuscated", "split_events"]
 
 DONE = "data: [DONE]\n\n"
 """Ends a stream; it is no event of the response, and has no number."""
@@ -80,6 +80,18 @@ def split_events(written: str) -> list[bytes]:
     """Return the events of what an encoder wrote, one by one and without the end mark: what an event log keeps."""
     blocks = written.split("\n\n")  # JSON has no line ends: they can only stand between events
     return [f"{block}\n\n".encode() for block in blocks if block and block != DONE.strip()]
+
+
+def obfuscated(event: bytes, new_id: Callable[[str], str]) -> bytes:
+    """Return an event of a log as it is for a reader who asks for padding: a delta has some."""
+    if b".delta\n" not in event or b',"obfuscation":"' in event:  # JSON escapes what was said
+        return event
+    return event.removesuffix(b"}\n\n") + _padding(len(event), new_id).encode() + b"}\n\n"
+
+
+def _padding(length: int, new_id: Callable[[str], str]) -> str:
+    """Return the member that hides the length of a delta from someone who watches the encrypted stream."""
+    return f',"obfuscation":"{new_id("")[: 16 - length % 16]}"'
 
 
 def _fields(fields: Mapping[str, Any]) -> str:
@@ -454,10 +466,7 @@ class ResponseEncoder(Turn):
         written = ""
         for start in range(0, len(text), MAX_PIECE):
             piece = text if len(text) <= MAX_PIECE else text[start : start + MAX_PIECE]
-            padding = ""
-            if self._obfuscate:
-                # Padding hides the length of each piece from someone who watches the encrypted stream.
-                padding = f',"obfuscation":"{self._new_id("")[: 16 - len(piece) % 16]}"'
+            padding = _padding(len(piece), self._new_id) if self._obfuscate else ""
             logprobs = f',"logprobs":{more or "[]"}' if kind == _TEXT_DELTA else ""
             written += self._emit(kind, f'{where},"delta":{quote(piece)}{logprobs}{padding}')
             more = ""

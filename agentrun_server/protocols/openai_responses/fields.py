@@ -34,7 +34,7 @@ _IDENTIFIER = text(256, min_length=1)
 
 
 def identifier(value: Any, param: str) -> str:
-    """Accept the id of an object or a call, or the name of a tool that was called."""
+    """Accept the id of an object, or the name of a tool that was called."""
     return str(_IDENTIFIER(value, param))
 
 
@@ -97,10 +97,10 @@ def _named_tool(tool: dict[str, Any], here: str) -> None:
 def _custom_format(value: Any, param: str) -> None:
     form = mapping(value, param)
     if choice("text", "grammar")(form.get("type"), f"{param}.type") == "grammar":
-        for key in ("syntax", "definition"):
+        for key, check in (("syntax", choice("lark", "regex")), ("definition", text())):
             if form.get(key) is None:
                 missing(f"{param}.{key}")
-            text()(form[key], f"{param}.{key}")
+            check(form[key], f"{param}.{key}")
 
 
 def tool_choice(value: Any, param: str) -> Any:
@@ -112,17 +112,20 @@ def tool_choice(value: Any, param: str) -> Any:
     if value.get("type") is None:
         missing(f"{param}.type")
     match text(64)(value["type"], f"{param}.type"):
-        case "function" | "custom":
-            if value.get("name") is None:
-                missing(f"{param}.name")
-            text(128, min_length=1)(value["name"], f"{param}.name")
         case "allowed_tools":
             choice("auto", "required")(value.get("mode"), f"{param}.mode")
             for i, tool in enumerate(array(value.get("tools"), f"{param}.tools")):
-                mapping(tool, f"{param}.tools[{i}]")
+                _chosen_tool(mapping(tool, f"{param}.tools[{i}]"), f"{param}.tools[{i}]")
         case _:
-            pass
+            _chosen_tool(value, param)
     return value
+
+
+def _chosen_tool(tool: dict[str, Any], here: str) -> None:
+    if tool.get("type") in ("function", "custom"):
+        if tool.get("name") is None:
+            missing(f"{here}.name")
+        text(128, min_length=1)(tool["name"], f"{here}.name")
 
 
 def text_options(value: Any, param: str) -> dict[str, Any]:

@@ -12,7 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from agentrun_server.errors import InvalidRequestError
-from agentrun_server.protocols.fields import array, boolean, check_finite, choice, mapping, missing, text, wrong_type
+from agentrun_server.protocols.fields import (
+    MAX_CALL_ID,
+    Check,
+    array,
+    boolean,
+    check_finite,
+    choice,
+    mapping,
+    missing,
+    text,
+    wrong_type,
+)
 from agentrun_server.protocols.openai_responses.fields import identifier
 from agentrun_server.protocols.openai_responses.parts import input_text, read_content
 
@@ -40,6 +51,8 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 """Bytes of items, as JSON in ASCII, that a request may have from elsewhere."""
 
 _STATUSES = ("in_progress", "completed", "incomplete")
+
+_CALL_ID = text(MAX_CALL_ID, min_length=1)
 
 
 def read_items(value: Any, new_id: Callable[[str], str], *, max_items: int, param: str = "input") -> list[Item]:
@@ -117,6 +130,8 @@ def _read_item(value: Any, here: str, new_id: Callable[[str], str]) -> Item:
         item["id"] = new_id(PREFIXES.get(kind, "item_"))
     read = _READERS.get(kind)
     if read is not None:
+        for key in [key for key, member in item.items() if member is None]:
+            del item[key]  # clients send their own models with every member, where the protocol has no null
         read(item, here)
     return item
 
@@ -129,9 +144,7 @@ def _read_message(item: Item, here: str) -> None:
     if item.get("content") is None:
         missing(f"{here}.content")
     item["content"] = read_content(item["content"], f"{here}.content", spoken_by_agent=role == "assistant")
-    if item.get("phase") is None:
-        item.pop("phase", None)
-    else:
+    if "phase" in item:
         choice("commentary", "final_answer")(item["phase"], f"{here}.phase")
     _read_status(item, here)
 
@@ -144,19 +157,21 @@ def _read_status(item: Item, here: str) -> None:
 
 
 def _read_call(item: Item, here: str) -> None:
-    _required(item, here, "call_id", "name")
+    _required(item, here, "call_id", check=_CALL_ID)
+    _required(item, here, "name")
     item["arguments"] = _arguments(item.get("arguments"), f"{here}.arguments")
     _read_status(item, here)
 
 
 def _read_custom_call(item: Item, here: str) -> None:
-    _required(item, here, "call_id", "name")
+    _required(item, here, "call_id", check=_CALL_ID)
+    _required(item, here, "name")
     item["input"] = text()(item.get("input", ""), f"{here}.input")
     _read_status(item, here)
 
 
 def _read_output(item: Item, here: str) -> None:
-    _required(item, here, "call_id")
+    _required(item, here, "call_id", check=_CALL_ID)
     output = item.get("output")
     if output is None:
         missing(f"{here}.output")
@@ -167,14 +182,10 @@ def _read_output(item: Item, here: str) -> None:
 
 def _read_reasoning(item: Item, here: str) -> None:
     for key in ("summary", "content"):
-        if item.get(key) is not None:
+        if key in item:
             item[key] = read_content(array(item[key], f"{here}.{key}"), f"{here}.{key}")
-    if item.get("content") is None:
-        item.pop("content", None)
     item.setdefault("summary", [])
-    if item["summary"] is None:
-        item["summary"] = []
-    if item.get("encrypted_content") is not None:
+    if "encrypted_content" in item:
         text()(item["encrypted_content"], f"{here}.encrypted_content")
     _read_status(item, here)
 
@@ -228,11 +239,10 @@ _READERS: Mapping[str, Callable[[Item, str], None]] = {
 }
 
 
-def _required(item: Item, here: str, *keys: str) -> None:
-    for key in keys:
-        if item.get(key) is None:
-            missing(f"{here}.{key}")
-        identifier(item[key], f"{here}.{key}")
+def _required(item: Item, here: str, key: str, *, check: Check = identifier) -> None:
+    if item.get(key) is None:
+        missing(f"{here}.{key}")
+    check(item[key], f"{here}.{key}")
 
 
 def _arguments(value: Any, here: str) -> str:

@@ -19,6 +19,8 @@ __all__ = ["to_messages"]
 
 _CLIENT_CALLS = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
 _OUTPUTS = frozenset(_CLIENT_CALLS.values())
+_MAX_SHOWN = 64
+"""Characters of a call's id that an error repeats."""
 
 
 def to_messages(items: Sequence[Item], instructions: str | None = None) -> list[Message]:
@@ -53,7 +55,7 @@ def _answers(items: Sequence[Item]) -> dict[int, Item]:
         elif kind in _OUTPUTS:
             call = called.get(item["call_id"])
             if call is None or _CLIENT_CALLS.get(items[call]["type"]) != kind:
-                _refuse(f"No tool call found for {kind.replace('_', ' ')} with call_id '{item['call_id']}'.")
+                _refuse(f"No tool call found for {kind.replace('_', ' ')} with call_id '{_shown(item['call_id'])}'.")
             answers[call] = item
         elif kind == "mcp_approval_response":
             call = called.get(item["approval_request_id"])
@@ -63,8 +65,12 @@ def _answers(items: Sequence[Item]) -> dict[int, Item]:
     for place, item in enumerate(items):
         # A call that was cut off was never the client's to answer.
         if item["type"] in _CLIENT_CALLS and place not in answers and item.get("status") != "incomplete":
-            _refuse(f"No tool output found for {item['type'].replace('_', ' ')} {item['call_id']}.")
+            _refuse(f"No tool output found for {item['type'].replace('_', ' ')} {_shown(item['call_id'])}.")
     return answers
+
+
+def _shown(call_id: str) -> str:
+    return call_id if len(call_id) <= _MAX_SHOWN else f"{call_id[:_MAX_SHOWN]}…"
 
 
 def _refuse(message: str) -> NoReturn:
@@ -77,6 +83,7 @@ class _Builder:
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self._assistant: dict[str, Any] = {}
+        self._reasoning: list[str] = []
         self._results: list[Message] = []
 
     def take(self, item: Item, answer: Item | None) -> None:
@@ -119,10 +126,7 @@ class _Builder:
     def _take_reasoning(self, item: Item) -> None:
         if "content" in self._assistant or "tool_calls" in self._assistant:
             self.flush()
-        text = "\n\n".join(part["text"] for part in item["summary"] or item.get("content") or () if part.get("text"))
-        if text:
-            before = self._assistant.get("reasoning_content")
-            self._assistant["reasoning_content"] = f"{before}\n\n{text}" if before else text
+        self._reasoning += [part["text"] for part in item["summary"] or item.get("content") or () if part.get("text")]
 
     def _take_client_call(self, call_id: str, kind: str, body: dict[str, Any], answer: Item | None) -> None:
         if answer is None:
@@ -145,9 +149,12 @@ class _Builder:
     def flush(self) -> None:
         """End the assistant's message; nothing happens when it has said and done nothing."""
         if "content" in self._assistant or "tool_calls" in self._assistant:
-            self.messages.append(Message({"role": MessageRole.ASSISTANT.value, "content": None, **self._assistant}))
+            # Joined once: there may be thousands, and megabytes of them.
+            thought = {"reasoning_content": "\n\n".join(self._reasoning)} if self._reasoning else {}
+            said = {"role": MessageRole.ASSISTANT.value, "content": None, **thought, **self._assistant}
+            self.messages.append(Message(said))
         self.messages += self._results
-        self._assistant, self._results = {}, []
+        self._assistant, self._reasoning, self._results = {}, [], []
 
 
 def _result(item: Item) -> str:

@@ -41,7 +41,7 @@ def read_content(value: Any, here: str, *, spoken_by_agent: bool = False) -> lis
 
 
 def _read_part(value: Any, here: str, spoken_by_agent: bool) -> Part:
-    part = mapping(value, here)
+    part = {key: member for key, member in mapping(value, here).items() if member is not None}
     if part.get("type") is None:
         missing(f"{here}.type")
     kind = text(64)(part["type"], f"{here}.type")
@@ -55,6 +55,7 @@ def _read_part(value: Any, here: str, spoken_by_agent: bool) -> Part:
             text()(part.get("refusal"), f"{here}.refusal")
         case "input_image":
             _read_source(part, here, "image_url", "file_id")
+            text(64)(part.setdefault("detail", "auto"), f"{here}.detail")  # who lists the item finds it there
         case "input_file":
             _read_source(part, here, "file_data", "file_url", "file_id")
         case "input_audio":
@@ -68,7 +69,7 @@ def _read_part(value: Any, here: str, spoken_by_agent: bool) -> Part:
 
 def _read_text(part: Part, spoken_by_agent: bool) -> Part:
     if not spoken_by_agent:
-        return {**part, "type": "input_text"} if part["type"] == "text" else part
+        return {**part, "type": "input_text"} if part["type"] in ("text", "output_text") else part
     whole = {**part, "type": "output_text"}
     for key in ("annotations", "logprobs"):
         if not isinstance(whole.get(key), list):

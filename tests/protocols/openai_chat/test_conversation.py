@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from agentrun_server.core.messages import Message
+from agentrun_server.protocols.fields import MAX_CALL_ID
 from tests.conformance.requirements import requirement
 from tests.protocols.openai_chat.requests import USER, read, refused
 
@@ -52,6 +53,11 @@ UNCHANGED: dict[str, list[dict[str, Any]]] = {
     ],
     "tool turn": [USER, calling(CALL), RESULT],
     "tool result in parts": [USER, calling(CALL), {**RESULT, "content": [TEXT]}],
+    "a call with a thought in its id": [
+        USER,
+        calling({**CALL, "id": "x" * MAX_CALL_ID}),
+        {**RESULT, "tool_call_id": "x" * MAX_CALL_ID},
+    ],
     "two calls": [USER, calling(CALL, {**CALL, "id": "2"}), {**RESULT, "tool_call_id": "2"}, RESULT, USER],
     "custom call": [
         USER,
@@ -133,7 +139,7 @@ BAD: dict[str, tuple[list[Any], str, str]] = {
     "system without content": ([{"role": "system"}], "messages[0].content", MISSING),
     "content as a number": ([{"role": "user", "content": 5}], "messages[0].content", WRONG_TYPE),
     "content as an object": ([{"role": "user", "content": {"text": "Hi"}}], "messages[0].content", WRONG_TYPE),
-    "no parts": ([{"role": "user", "content": []}], "messages[0].content", "array_below_min_length"),
+    "no parts": ([{"role": "user", "content": []}], "messages[0].content", "empty_array"),
     "text as a part": ([{"role": "user", "content": ["Hi"]}], "messages[0].content[0]", WRONG_TYPE),
     "part without a type": (part(text="a"), f"{PART}.type", MISSING),
     "part with a number as type": (part(type=5), f"{PART}.type", WRONG_TYPE),
@@ -164,6 +170,11 @@ BAD: dict[str, tuple[list[Any], str, str]] = {
     "name as a number": ([{**USER, "name": 5}], "messages[0].name", WRONG_TYPE),
     "name that is too long": ([{**USER, "name": "x" * 257}], "messages[0].name", "string_above_max_length"),
     "tool without an id": ([{"role": "tool", "content": "ok"}], "messages[0].tool_call_id", MISSING),
+    "tool with an id that is too long": (
+        [{"role": "tool", "content": "ok", "tool_call_id": "x" * (MAX_CALL_ID + 1)}],
+        "messages[0].tool_call_id",
+        "string_above_max_length",
+    ),
     "tool with a number as id": (
         [{"role": "tool", "content": "ok", "tool_call_id": 5}],
         "messages[0].tool_call_id",

@@ -51,6 +51,9 @@ class TestTogether:
         param, code = refused({"previous_response_id": "r", "conversation": "c"})
         assert (param, code) == ("previous_response_id", "mutually_exclusive_parameters")
 
+    def test_in_a_conversation_nothing_can_be_left_unstored(self) -> None:
+        assert refused({"conversation": "conv_1", "store": False}) == ("conversation", "invalid_value")
+
     def test_in_the_background_nothing_can_be_left_unstored(self) -> None:
         assert refused({"background": True, "store": False}) == ("background", "invalid_value")
         assert call_of({"background": True}).background
@@ -61,6 +64,17 @@ class TestTogether:
             ({"tool_choice": "required"}, "tool_choice"),
             ({"tool_choice": {"type": "function", "name": "g"}, "tools": [FUNCTION]}, "tool_choice"),
             ({"tool_choice": {"type": "custom", "name": "f"}, "tools": [FUNCTION]}, "tool_choice"),
+            (
+                {
+                    "tool_choice": {
+                        "type": "allowed_tools",
+                        "mode": "auto",
+                        "tools": [{"type": "function", "name": "f"}, {"type": "function", "name": "g"}],
+                    },
+                    "tools": [FUNCTION],
+                },
+                "tool_choice",
+            ),
         ],
     )
     def test_only_a_tool_that_is_there_can_be_chosen(self, fields: dict[str, Any], param: str) -> None:
@@ -76,7 +90,18 @@ class TestTogether:
     def test_unknown_fields_are_handed_on_or_refused(self) -> None:
         assert call_of({"top_k": 5}).request.extra == {"top_k": 5}
         assert refused({"top_k": 5}, strict_fields=True) == ("top_k", "unknown_parameter")
-        assert refused({"top_k": [1e999]}) == (None, "invalid_json")
+
+    @pytest.mark.parametrize("number", [1e999, 10**400], ids=["infinite", "long"])
+    def test_numbers_that_are_too_large_are_refused_wherever_they_are(self, number: float) -> None:
+        for fields in (
+            {"top_k": [number]},
+            {"tools": [{**FUNCTION, "parameters": {"maximum": number}}]},
+            {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"maximum": number}}}},
+            {"prompt": {"id": "p", "variables": {"n": number}}},
+            {"reasoning": {"budget": number}},
+            {"input": [{**MESSAGE, "weight": number}]},
+        ):
+            assert refused(fields) == (None, "invalid_json"), fields
 
 
 class TestDefaults:
@@ -213,6 +238,20 @@ class TestEcho:
         filled = {"type": "function", "name": "f", "description": None, "parameters": None, "strict": True}
         assert tools == [filled, CUSTOM]
 
+    def test_what_is_null_is_not_repeated_where_there_is_no_null(self) -> None:
+        tools = [
+            {"type": "function", "name": "f", "defer_loading": None},
+            {"type": "custom", "name": "c", "description": None},
+            {"type": "mcp", "server_label": "s", "authorization": None},
+        ]
+        echo = call_of({"tools": tools, "reasoning": {"effort": "low", "mode": None}}).echo
+        assert [list(tool) for tool in echo["tools"]] == [
+            ["description", "parameters", "strict", "type", "name"],
+            ["type", "name"],
+            ["type", "server_label"],
+        ]
+        assert echo["reasoning"] == {"effort": "low", "summary": None}
+
     def test_a_conversation_is_named(self) -> None:
         assert call_of({"conversation": "conv_1"}).echo["conversation"] == {"id": "conv_1"}
         assert call_of({"conversation": {"id": "conv_1"}}).conversation == "conv_1"
@@ -243,6 +282,7 @@ class TestConversations:
 
     def test_metadata_can_be_changed(self) -> None:
         assert decode_metadata({"metadata": {"k": "v"}}) == {"k": "v"}
+        assert decode_metadata({"metadata": None}) == {}
 
 
 _bodies = st.dictionaries(st.sampled_from(sorted(FIELDS)) | st.text(max_size=3), json_values, max_size=6)

@@ -18,7 +18,13 @@ from agentrun_server.core.events import (
 )
 from agentrun_server.core.usage import Usage
 from agentrun_server.errors import AgentFailedError, GrammarError
-from agentrun_server.protocols.openai_responses.encode import ResponseEncoder, ResponseSettings, split_events
+from agentrun_server.protocols.openai_responses.encode import (
+    DONE,
+    ResponseEncoder,
+    ResponseSettings,
+    obfuscated,
+    split_events,
+)
 from tests.protocols.openai_responses.answers import (
     COMPLETED,
     CREATED,
@@ -363,6 +369,20 @@ class TestEnds:
         encoder = encoder_of()
         encoder.feed("Hi")
         assert encoder.response is None
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_events_that_were_kept_can_hide_how_long_they_are(asked: bool) -> None:
+    items = ["Hi", ReasoningDelta("Hm"), ',"obfuscation":".delta\n']
+    stream, _ = stream_of(items, {"stream_options": {"include_obfuscation": asked}})
+    events = split_events(stream.decode())
+    shown = [obfuscated(event, lambda _: "0123456789abcdef") for event in events]
+    parsed = check_response_stream(b"".join(shown) + DONE.encode(), obfuscation=True)
+    assert [e["obfuscation"] != "" for e in parsed.events if e["type"].endswith(".delta")] == [True] * 3
+    assert (shown == events) == asked
+    if not asked:
+        added = len(b',"obfuscation":""')
+        assert {(len(one) - added) % 16 for one, event in zip(shown, events, strict=True) if one != event} == {0}
 
 
 def test_events_are_kept_one_by_one() -> None:

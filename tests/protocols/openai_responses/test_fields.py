@@ -64,8 +64,8 @@ GOOD: dict[str, list[Any]] = {
 TYPE = "invalid_type"
 MISSING = "missing_required_parameter"
 VALUE = "invalid_value"
-RANGE = "number_out_of_range"
-INTEGER_RANGE = "integer_out_of_range"
+LOW, HIGH = "decimal_below_min_value", "decimal_above_max_value"
+INTEGER_LOW, INTEGER_HIGH = "integer_below_min_value", "integer_above_max_value"
 
 BAD: list[tuple[str, Any, str, str]] = [
     # field, value, param, code
@@ -73,7 +73,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("model", "", "model", "empty_string"),
     ("input", 5, "input", TYPE),
     ("input", {}, "input", TYPE),
-    ("input", [], "input", "array_below_min_length"),
+    ("input", [], "input", "empty_array"),
     ("input", ["Hi"], "input[0]", TYPE),
     ("instructions", [], "instructions", TYPE),
     ("previous_response_id", "", "previous_response_id", "empty_string"),
@@ -106,6 +106,12 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("tools", [{**CUSTOM, "format": "x"}], "tools[0].format", TYPE),
     ("tools", [{**CUSTOM, "format": {}}], "tools[0].format.type", TYPE),
     ("tools", [{**CUSTOM, "format": {"type": "grammar", "syntax": "lark"}}], "tools[0].format.definition", MISSING),
+    (
+        "tools",
+        [{**CUSTOM, "format": {"type": "grammar", "syntax": "yacc", "definition": "x"}}],
+        "tools[0].format.syntax",
+        VALUE,
+    ),
     ("tool_choice", 5, "tool_choice", TYPE),
     ("tool_choice", "maybe", "tool_choice", VALUE),
     ("tool_choice", {}, "tool_choice.type", MISSING),
@@ -114,16 +120,28 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("tool_choice", {"type": "allowed_tools", "mode": "none", "tools": []}, "tool_choice.mode", VALUE),
     ("tool_choice", {"type": "allowed_tools", "mode": "auto"}, "tool_choice.tools", TYPE),
     ("tool_choice", {"type": "allowed_tools", "mode": "auto", "tools": [5]}, "tool_choice.tools[0]", TYPE),
+    (
+        "tool_choice",
+        {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function"}]},
+        "tool_choice.tools[0].name",
+        MISSING,
+    ),
+    (
+        "tool_choice",
+        {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "custom", "name": []}]},
+        "tool_choice.tools[0].name",
+        TYPE,
+    ),
     ("parallel_tool_calls", 1, "parallel_tool_calls", TYPE),
-    ("max_tool_calls", 0, "max_tool_calls", INTEGER_RANGE),
-    ("max_output_tokens", 15, "max_output_tokens", INTEGER_RANGE),
+    ("max_tool_calls", 0, "max_tool_calls", INTEGER_LOW),
+    ("max_output_tokens", 15, "max_output_tokens", INTEGER_LOW),
     ("max_output_tokens", "20", "max_output_tokens", TYPE),
-    ("temperature", 2.1, "temperature", RANGE),
+    ("temperature", 2.1, "temperature", HIGH),
     ("temperature", "1", "temperature", TYPE),
-    ("top_p", -0.1, "top_p", RANGE),
-    ("presence_penalty", 3, "presence_penalty", RANGE),
-    ("frequency_penalty", -3, "frequency_penalty", RANGE),
-    ("top_logprobs", 21, "top_logprobs", INTEGER_RANGE),
+    ("top_p", -0.1, "top_p", LOW),
+    ("presence_penalty", 3, "presence_penalty", HIGH),
+    ("frequency_penalty", -3, "frequency_penalty", LOW),
+    ("top_logprobs", 21, "top_logprobs", INTEGER_HIGH),
     ("text", "x", "text", TYPE),
     ("text", {"verbosity": 1}, "text.verbosity", TYPE),
     ("text", {"format": "text"}, "text.format", TYPE),

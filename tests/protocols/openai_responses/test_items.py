@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from agentrun_server.errors import InvalidRequestError
+from agentrun_server.protocols.fields import MAX_CALL_ID
 from agentrun_server.protocols.openai_responses.items import MAX_BYTES, read_items, references, resolve
 from tests.protocols.openai_responses.answers import Counter
 from tests.protocols.openai_responses.items import read
@@ -51,6 +52,9 @@ FORMS: list[tuple[Any, Any]] = [
     (CALL, {**CALL, "id": "fc_1", **DONE}),
     ({**CALL, "arguments": {"a": 1}}, {**CALL, "id": "fc_1", "arguments": '{"a": 1}', **DONE}),
     ({**CALL, "arguments": None, "id": None, "status": None}, {**CALL, "id": "fc_1", "arguments": "", **DONE}),
+    ({**CALL, "namespace": None, "caller": None}, {**CALL, "id": "fc_1", **DONE}),
+    ({**CALL, "call_id": "x" * MAX_CALL_ID}, {**CALL, "call_id": "x" * MAX_CALL_ID, "id": "fc_1", **DONE}),
+    ({**SHELL, "input": None}, {**SHELL, "id": "ctc_1", "input": "", **DONE}),
     (OUTPUT, {**OUTPUT, "id": "fco_1", **DONE}),
     ({**OUTPUT, "output": [TEXT]}, {**OUTPUT, "output": [TEXT], "id": "fco_1", **DONE}),
     (SHELL, {**SHELL, "id": "ctc_1", **DONE}),
@@ -61,7 +65,7 @@ FORMS: list[tuple[Any, Any]] = [
     ({"type": "reasoning", "id": "rs_x", "summary": []}, {"type": "reasoning", "id": "rs_x", "summary": [], **DONE}),
     (
         {"type": "reasoning", "content": None, "encrypted_content": None, "summary": None},
-        {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": None, **DONE},
+        {"type": "reasoning", "id": "rs_1", "summary": [], **DONE},
     ),
     (
         {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "x"}]},
@@ -85,7 +89,7 @@ FORMS: list[tuple[Any, Any]] = [
     ({"type": "item_reference", "id": "msg_9"}, {"type": "item_reference", "id": "msg_9"}),
     ({"id": "msg_9"}, {"type": "item_reference", "id": "msg_9"}),
     ({"type": None, "id": "msg_9"}, {"type": "item_reference", "id": "msg_9"}),
-    ({"type": "hologram", "depth": 3}, {"type": "hologram", "depth": 3, "id": "item_1"}),
+    ({"type": "hologram", "depth": 3, "x": None}, {"type": "hologram", "depth": 3, "x": None, "id": "item_1"}),
 ]
 
 MISSING, TYPE, VALUE = "missing_required_parameter", "invalid_type", "invalid_value"
@@ -108,6 +112,9 @@ BAD: list[tuple[Any, str, str]] = [
     ({"role": "assistant", "content": "x", "phase": "last"}, ".phase", VALUE),
     ({**CALL, "call_id": None}, ".call_id", MISSING),
     ({**CALL, "call_id": 5}, ".call_id", TYPE),
+    ({**CALL, "call_id": ""}, ".call_id", "empty_string"),
+    ({**CALL, "call_id": "x" * (MAX_CALL_ID + 1)}, ".call_id", "string_above_max_length"),
+    ({**CALL, "name": "x" * 257}, ".name", "string_above_max_length"),
     ({**CALL, "name": None}, ".name", MISSING),
     ({**CALL, "arguments": 5}, ".arguments", TYPE),
     ({**CALL, "status": "failed"}, ".status", VALUE),

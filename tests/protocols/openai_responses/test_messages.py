@@ -1,6 +1,7 @@
 """The conversation an agent is given: which items become which messages, and what is out of order."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -155,6 +156,8 @@ def test_instructions_come_first() -> None:
         ([call("a"), USER], "No tool output found for function call a"),
         ([call("a"), call("b"), output("a")], "No tool output found for function call b"),
         ([call("a"), output("a"), call("a")], "No tool output found for function call a"),
+        ([call("x" * 999)], f"No tool output found for function call {'x' * 64}…."),
+        ([output("x" * 999)], f"No tool call found for function call output with call_id '{'x' * 64}…'."),
         ([{"type": "mcp_approval_response", "approval_request_id": "q", "approve": True}], "No approval request found"),
         (
             [call("q"), {"type": "mcp_approval_response", "approval_request_id": "q", "approve": True}],
@@ -180,6 +183,19 @@ def test_any_items_are_a_conversation_that_a_model_accepts_or_a_400(items: list[
     said = [item["role"] for item in items if item["type"] == "message" and item["role"] != "assistant"]
     heard = [m.role for m in messages[instructions is not None :] if m.role not in ("assistant", "tool")]
     assert heard == said
+
+
+def test_much_reasoning_is_put_together_once() -> None:
+    """Put together item by item it would be copied as often as there are items, and twice in memory meanwhile."""
+    items = read(*[thought("x" * 40_000)] * 50, SAID)
+    tracemalloc.start()
+    try:
+        (message,) = to_messages(items)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(message["reasoning_content"]) == 50 * 40_000 + 49 * 2
+    assert peak < 1.5 * 50 * 40_000
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)

@@ -43,8 +43,8 @@ def test_where_a_stream_goes_on_is_read(query: dict[str, str], resume: Resume) -
 @pytest.mark.parametrize(
     ("read", "query", "param", "code"),
     [
-        (read_page, {"limit": "0"}, "limit", "integer_out_of_range"),
-        (read_page, {"limit": "101"}, "limit", "integer_out_of_range"),
+        (read_page, {"limit": "0"}, "limit", "integer_below_min_value"),
+        (read_page, {"limit": "101"}, "limit", "integer_above_max_value"),
         (read_page, {"limit": "-1"}, "limit", "invalid_type"),
         (read_page, {"limit": "+1"}, "limit", "invalid_type"),
         (read_page, {"limit": " 1"}, "limit", "invalid_type"),
