@@ -103,6 +103,14 @@ class Execution:
         if self.task is not None and self.task is not asyncio.current_task():
             self.task.cancel()
 
+    @property
+    def is_thrown_away(self) -> bool:
+        """Whoever asks runs because its coroutine is closed: the event loop is gone, and nothing can be waited for."""
+        try:
+            return asyncio.current_task() is not self.task
+        except RuntimeError:  # no event loop runs
+            return True
+
     def cancel_request(self) -> None:
         """Tell the agent that its answer is not wanted any more."""
         if self.request is not None:
@@ -140,7 +148,7 @@ class Execution:
         self.abandoned = True
         logger.error(
             "agent does not end after it was cancelled",
-            extra={"request_id": self.request_id, "reason": self.run.stop_reason},
+            extra={"request_id": self.request_id, "stopped": self.run.stop_reason},
         )
         self.release()
         self._abandoned()

@@ -13,8 +13,11 @@ _ERROR_TYPES = {429: "rate_limit_error"}
 _RETRY_ADVICE = frozenset({b"retry-after", b"x-should-retry"})
 
 
-def agent_failure(cause: BaseException | str, request_id: str, *, debug: bool) -> APIError:
-    """Log why an agent failed, and return what the caller may know of it; with `debug` the exception's own text."""
+def agent_failure(cause: BaseException | str, request_id: str, *, debug: bool, run_id: str = "") -> APIError:
+    """Log why an agent failed, and return what the caller may know of it; with `debug` the exception's own text.
+
+    `run_id` is that of a run that is written down.
+    """
     if isinstance(cause, AgentError):
         status = cause.status_code
         kind = _ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
@@ -25,7 +28,7 @@ def agent_failure(cause: BaseException | str, request_id: str, *, debug: bool) -
         "agent failed: %s",
         cause if isinstance(cause, str) else type(cause).__name__,
         exc_info=_from_agent(cause) if isinstance(cause, BaseException) else None,
-        extra={"request_id": request_id},
+        extra={"request_id": request_id, "run_id": run_id} if run_id else {"request_id": request_id},
     )
     message = "The agent failed to answer."
     if debug:

@@ -5,22 +5,29 @@ batches. Readers in this process get what is new from memory, what is older from
 by the bus, and look by themselves now and then.
 
 One task writes, so that nothing is written twice, and the end stands behind everything else. A commit of which nobody
-knows whether it was made is looked up before it is tried again.
+knows whether it was made is looked up before it is tried again: the log has what is ours at the place where it belongs,
+or it has not.
+
+A store that is away is waited for, and what is said meanwhile gathers. Whether the run is still ours when it is back,
+the fence of the next commit tells.
 
 Bounds: what has been said and not been written down (`_MAX_PENDING`; the agent waits), what is kept in memory for
-readers (`_MAX_TAIL`), and how often and how long a store that fails is tried again (`_PAUSES`, `_PATIENCE`).
+readers (`_MAX_TAIL`), and how long a store that is away is waited for (`agentrun_server.runs.patience`).
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from agentrun_server.observability.logs import get_logger
 from agentrun_server.runs.entry import Entry, Outcome
+from agentrun_server.runs.patience import SHORT, Patience, patiently
 from agentrun_server.runs.run import RunStatus, StopReason
 from agentrun_server.storage.contracts import (
     AppendEvents,
@@ -40,9 +47,6 @@ _MAX_PENDING: Final = 1024 * 1024
 _MAX_TAIL: Final = 256 * 1024
 _PAGE: Final = 500
 _PAGE_BYTES: Final = 1024 * 1024
-_PAUSES: Final = (0.05, 0.2, 1.0)
-_PATIENCE: Final = 3.0
-"""Seconds after which a store that fails is not tried again."""
 
 
 def topic(run: str) -> str:
@@ -72,6 +76,9 @@ class Journal:
         lost: see above.
         written: events that are in the log already, of an attempt before this one.
         keep_events: False: only the record is written, and `follow` shows nothing.
+        patience: begins a wait for a store that is away.
+        spawn: starts the task that writes.
+        clock: seconds since the epoch.
     """
 
     def __init__(
@@ -85,14 +92,18 @@ class Journal:
         lost: Callable[[StopReason], None],
         written: int = 0,
         keep_events: bool = True,
+        patience: Callable[[], Patience] = lambda: Patience(SHORT),
+        spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"] = asyncio.create_task,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._bus = bus
-        self._worker = worker
         self._lease = lease
         self._lost = lost
+        self._patience = patience
+        self._spawn = spawn
         self._clock = clock
+        self.worker = worker
         self.entry = entry
         self.keeps_events = keep_events
         self.written = written
@@ -101,6 +112,8 @@ class Journal:
         """Nothing more will be written."""
         self.settled = False
         """The end is in the store."""
+        self.given_up: StopReason | None = None
+        """Why nothing more can be written; None: it could be."""
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._proceeds = False
@@ -121,13 +134,13 @@ class Journal:
         """
         entry, kept = self.entry, events if self.keeps_events else ()
         # The log comes with its fence, even when there is nothing to append: who was taken for dead begins nothing.
-        changes = [*entry.begin(self._worker, status, self._clock()), self._appended(kept)]
+        changes = [*entry.begin(self.worker, status, self._clock()), self._appended(kept)]
         try:
             await self._store.commit(changes)
         except ConflictError:
             raise
         except BaseException:  # a store that is away, or a cancellation: it may be there, and nobody runs it
-            self._give_up(StopReason.STORAGE)
+            self.give_up(StopReason.STORAGE)
             raise
         entry.begun = True
         self._show(kept)
@@ -174,15 +187,18 @@ class Journal:
 
     def _write_soon(self) -> None:
         if self._writer is None:
-            self._writer = asyncio.get_running_loop().create_task(self._write())
+            self._writer = self._spawn(self._write())
 
     async def _write(self) -> None:
         try:
             while not self.closed and (self._pending or self._proceeds or self._outcome is not None):
                 await self._write_batch()
         except Exception:
-            logger.exception("a run cannot be written down", extra={"run": self.entry.id})
-            self._give_up(StopReason.STORAGE)
+            logger.exception("a run cannot be written down", extra={"run_id": self.entry.id})
+            self.give_up(StopReason.STORAGE)
+        except asyncio.CancelledError:
+            self._close()  # the server ends
+            raise
         finally:
             self._writer = None
 
@@ -190,13 +206,14 @@ class Journal:
         batch = _Batch(self._pending, self._proceeds, self._outcome)
         self._pending, self._pending_bytes = [], 0
         try:
-            await self._commit(batch)
+            if not await self._commit(batch):
+                return
         except StorageUnavailableError:
-            logger.warning("a run cannot be written down now", extra={"run": self.entry.id})
-            self._give_up(StopReason.STORAGE)
+            logger.warning("a run cannot be written down now", extra={"run_id": self.entry.id})
+            self.give_up(StopReason.STORAGE)
             return
         except ConflictError:
-            self._give_up(StopReason.LEASE_LOST)
+            self.give_up(StopReason.LEASE_LOST)
             return
         if batch.proceeds:
             self._proceeds = False
@@ -208,28 +225,51 @@ class Journal:
                 await self._bus.publish(other)
         await self._bus.publish(topic(self.entry.id))
 
-    async def _commit(self, batch: _Batch) -> None:
-        """Write a batch, once: whether a commit that failed was made after all is looked up before the next try."""
-        pauses, unsure = iter(_PAUSES), False
-        patient_until = time.monotonic() + _PATIENCE
+    async def _commit(self, batch: _Batch) -> bool:
+        """Write a batch, once; False when nothing is to be written any more.
+
+        Raises:
+            ConflictError: the run is not ours any more, or has ended.
+            StorageUnavailableError: the store was away for too long.
+        """
+        patience, unsure = self._patience(), False
         while True:
             try:
                 if not (unsure and await self._is_written(batch)):
-                    await self._store.commit(self._changes(batch))
+                    await self._make(batch, unsure=unsure)
                 break
             except StorageUnavailableError:
-                pause = next(pauses, None)
-                if pause is None or time.monotonic() > patient_until:
-                    raise
                 unsure = True
-                await asyncio.sleep(pause)
+                if not await self._wait(patience):
+                    raise
+                if self.closed:
+                    return False
+        self.entry.begun = True
+        return True
+
+    async def _make(self, batch: _Batch, *, unsure: bool) -> None:
+        """Commit a batch; `unsure`: it may be refused because it is there already."""
+        while True:
+            try:
+                await self._store.commit(self._changes(batch))
             except ConflictError:
                 if unsure and await self._is_written(batch):
-                    break  # it was made after it had been looked up
+                    return  # it was made since it was looked up
                 # What comes with the end may be in its way: a conversation that was deleted meanwhile.
                 if batch.outcome is None or not self.entry.give_way():
                     raise
-        self.entry.begun = True
+            else:
+                return
+
+    async def _wait(self, patience: Patience) -> bool:
+        """Wait before the next try, or until nothing is to be written any more; False when there is no next try."""
+        pause = patience.pause()
+        if pause is None:
+            return False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self.wait_closed()
+        return True
 
     def _changes(self, batch: _Batch) -> list[Change]:
         now, entry, outcome = self._clock(), self.entry, batch.outcome
@@ -238,8 +278,8 @@ class Journal:
         if outcome is not None:
             return [*entry.end(outcome, self._lease(), now), *appended]
         if not entry.begun:
-            return [*entry.begin(self._worker, RunStatus.IN_PROGRESS, now), *appended]
-        return [*(entry.proceed(self._worker, self._lease()) if batch.proceeds else []), *appended]
+            return [*entry.begin(self.worker, RunStatus.IN_PROGRESS, now), *appended]
+        return [*(entry.proceed(self.worker, self._lease()) if batch.proceeds else []), *appended]
 
     async def _is_written(self, batch: _Batch) -> bool:
         """Tell whether what stands in the store is this batch: somebody else may have ended the run instead."""
@@ -270,7 +310,9 @@ class Journal:
         self.closed = True
         self._tell()
 
-    def _give_up(self, reason: StopReason) -> None:
+    def give_up(self, reason: StopReason) -> None:
+        """Write nothing more, because that is not possible."""
+        self.given_up = reason
         self._close()
         self._lost(reason)
 
@@ -282,9 +324,10 @@ class Journal:
         while True:
             first = self.written - len(self._tail)
             if position < first:
-                events = await self._store.events(
-                    self.entry.id, position - 1, min(_PAGE, first - position), max_bytes=_PAGE_BYTES
+                read = partial(
+                    self._store.events, self.entry.id, position - 1, min(_PAGE, first - position), max_bytes=_PAGE_BYTES
                 )
+                events = await patiently(read, self._patience())
                 batch = [event.data for event in events]
             else:
                 batch = list(islice(self._tail, position - first, None))

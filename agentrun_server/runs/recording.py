@@ -9,9 +9,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 from agentrun_server.config import ServerConfig
 from agentrun_server.errors import APIError
+from agentrun_server.observability.logs import get_logger
+from agentrun_server.observability.logs import request_id as current_request_id
+from agentrun_server.runs.background import Room
 from agentrun_server.runs.execution import Execution, last_words
 from agentrun_server.runs.failure import agent_failure, without_retry
 from agentrun_server.runs.journal import Journal
@@ -19,6 +24,8 @@ from agentrun_server.runs.run import RunStatus, StopReason
 from agentrun_server.runs.script import Script
 
 __all__ = ["Recording"]
+
+logger = get_logger("agentrun_server.run")
 
 _BROKEN = frozenset({StopReason.LEASE_LOST, StopReason.STORAGE})
 """Nothing can be written any more."""
@@ -41,6 +48,8 @@ class Recording(Execution):
         "_counted",
         "_enter",
         "_hold",
+        "_is_whole",
+        "_ran",
         "_rest",
         "_resumable",
         "attended",
@@ -49,6 +58,7 @@ class Recording(Execution):
         "error",
         "journal",
         "passes_on",
+        "room",
         "script",
     )
 
@@ -73,13 +83,19 @@ class Recording(Execution):
         self.behind: Callable[[], Awaitable[None]] | None = None
         """What is left to do when it has run, before its end is told; it is done when it was never run, too."""
         self.attended = False
-        """A request waits for it, and has it counted when it is over itself."""
+        """A request waits for it, and has it counted, and its end in its own log line, when it is over itself."""
         self.passes_on = False
         """It waited for a place, and will not get one here any more."""
+        self.room: Room | None = None
+        """What it takes of the background; given back when its task has ended."""
+        self._ran = False
+        """The agent has begun: before that nothing costs anything."""
         self._counted = 0
         self._enter = enter
         self._resumable = resumable
         self._hold = hold
+        self._is_whole = False
+        """The agent has come to its end: what would stop the run now comes too late."""
         self._rest: list[bytes] = []
         """The last events, while something is left to do before they are told."""
 
@@ -88,12 +104,11 @@ class Recording(Execution):
         """The id of the run and of its record."""
         return self.journal.entry.id
 
-    @property
-    def is_background(self) -> bool:
-        """Nobody waits for it."""
-        return self._enter is not None
-
     # --- where the pump writes
+
+    def push(self, text: str, now: float) -> bool:  # noqa: ARG002 - see `Outlet`
+        """Take nothing: `write` knows how much is to be written down."""
+        return False
 
     async def write(self, text: str) -> None:
         """Take whole events. Waits while much is to be written down."""
@@ -113,6 +128,7 @@ class Recording(Execution):
         """Run to the end, whatever it is, and until that is written down; the body of the run's task."""
         self.task = task = asyncio.current_task()
         assert task is not None, "it runs in a task"
+        current_request_id.set(self.request_id)  # it may have been asked of another process
         try:
             if self.run.stop_reason is None:
                 await self._perform()
@@ -123,18 +139,19 @@ class Recording(Execution):
                 if task.cancelling():
                     self.stop(StopReason.SHUTDOWN)  # the event loop ends
                 else:
-                    self._fail(agent_failure("the agent cancelled itself", self.request_id, debug=self._config.debug))
+                    self._fail(self._failure("the agent cancelled itself"))
             while task.uncancel():
                 pass
-        except GeneratorExit:
-            raise  # the event loop is gone, and nothing can be waited for
         except BaseException as exc:  # agents raise SystemExit too, and groups of anything
-            self._fail(agent_failure(exc, self.request_id, debug=self._config.debug))
+            if isinstance(exc, GeneratorExit) and self.is_thrown_away:
+                raise
+            self._fail(self._failure(exc))
         finally:
             self.cancel_request()
             self.release()
             await self._leave()
-        with contextlib.suppress(asyncio.CancelledError):  # given up: what is written is written
+        self.stopped_at, self._hold = 0.0, None  # what is left is the journal's, which may have to wait for its store
+        with contextlib.suppress(asyncio.CancelledError):  # the server ends: what is written is written
             await self.journal.wait_closed()
         self.count()
         self.run_started = self.stopped_at = 0.0
@@ -147,7 +164,9 @@ class Recording(Execution):
             await self.before()
         self.run.move(RunStatus.IN_PROGRESS)
         self.begin()
+        self._ran = True
         self._rest = await self.script.perform(self)
+        self._is_whole = True
         await self._leave()
         if self.run.stop_reason is None:
             self._finish([])
@@ -155,7 +174,7 @@ class Recording(Execution):
     def count(self) -> None:
         """Tell the rate limit in front what the run cost: when its request is over, and what was added after that."""
         meter = self.meter
-        if meter is None or self.attended:
+        if meter is None or self.attended or not self._ran:
             return
         usage = self.script.usage()
         cost = usage.input_tokens + usage.output_tokens - self._counted
@@ -182,20 +201,53 @@ class Recording(Execution):
 
     def _finish(self, events: list[bytes]) -> None:
         outcome = self.script.outcome()
-        self.run.move(outcome.status)
+        self._end(outcome.status)
         rest, self._rest = self._rest, []
         self.journal.finish(rest + events, outcome)
+
+    def _end(self, status: RunStatus) -> None:
+        """Bring the run to its end; the log is told of it here, unless a request has a line for it."""
+        if self.run.move(status) and not self.attended:
+            logger.info("run ended", extra={"run": status, **self._facts()})
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"request_id": self.request_id, "run_id": self.id}
+        if self.request is not None:
+            facts["model"] = self.request.model
+        if self.run_started:
+            facts["duration_ms"] = round((time.monotonic() - self.run_started) * 1000, 1)
+        if self.first_event:
+            facts["first_event_ms"] = round((self.first_event - self.run_started) * 1000, 1)
+        if self.run.stop_reason is not None:
+            facts["stopped"] = self.run.stop_reason
+        if self.error is not None:
+            facts["error"] = self.error.code
+        return facts
+
+    def _failure(self, cause: BaseException | str) -> APIError:
+        return agent_failure(cause, self.request_id, debug=self._config.debug, run_id=self.id)
 
     def _fail(self, error: APIError) -> None:
         if self.run.stop_reason is not None:
             return  # what came of it has been told
-        self._end_with(error)
+        self._tell(partial(self._end_with, error))
+
+    def _tell(self, end: Callable[[], None]) -> None:
+        """Tell the end; when the agent has spoiled what that is made of, it is told from what is written down."""
+        try:
+            end()
+        except Exception:
+            logger.exception("the end of a run cannot be told", extra=self._facts())
+            self.journal.give_up(StopReason.STORAGE)
 
     def _end_with(self, error: APIError) -> None:
+        if self._is_whole:
+            self._finish([])
+            return
         self.error = error
         if not self.script.is_open and not self.journal.entry.begun:
             # Nobody has heard of it: there is nothing to write down.
-            self.run.move(RunStatus.FAILED)
+            self._end(RunStatus.FAILED)
             self.journal.leave()
         elif self.script.is_open:
             self._finish(self.script.fail(error))
@@ -211,18 +263,21 @@ class Recording(Execution):
 
     def _stopped(self, reason: StopReason) -> None:
         waits = self._enter is not None and not self.run_started
-        if reason in _BROKEN or (reason is StopReason.SHUTDOWN and (waits or self._resumable)):
+        others_may = (waits or self._resumable) and not self._is_whole
+        if reason in _BROKEN or (reason is StopReason.SHUTDOWN and others_may):
             self.passes_on = waits and reason is StopReason.SHUTDOWN
-            self.run.move(RunStatus.CANCELLED)
+            if self.run.move(RunStatus.CANCELLED) and not self.attended:
+                logger.info("run left to others", extra=self._facts())
             self.journal.leave()
             return
         words = last_words(reason)
-        if words is not None:
-            self._end_with(words)
-        elif self.script.is_open or self.journal.entry.begun:
+        self._tell(self._cancel if words is None else partial(self._end_with, words))
+
+    def _cancel(self) -> None:
+        if self.script.is_open or self.journal.entry.begun:
             self._finish(self.script.cancel())
         else:
-            self.run.move(RunStatus.CANCELLED)
+            self._end(RunStatus.CANCELLED)
             self.journal.leave()
 
     def check(self, now: float) -> None:

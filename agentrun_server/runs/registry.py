@@ -8,17 +8,20 @@ import asyncio
 import contextlib
 import contextvars
 import itertools
-import os
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
 
 from agentrun_server.config import ServerConfig
-from agentrun_server.errors import APIError, NotFoundError, ServiceUnavailableError
+from agentrun_server.errors import APIError, NotFoundError, ServiceUnavailableError, TooManyRequestsError
 from agentrun_server.observability.logs import get_logger
+from agentrun_server.runs.background import Background, Room
 from agentrun_server.runs.entry import CANCELLING, OPEN, Entry, Outcome
 from agentrun_server.runs.journal import Journal, topic
+from agentrun_server.runs.patience import SHORT, Patience, patiently
 from agentrun_server.runs.recording import Recording
 from agentrun_server.runs.retention import Retention
 from agentrun_server.runs.run import RunStatus, StopReason
@@ -30,14 +33,17 @@ from agentrun_server.storage.contracts import (
     ConflictError,
     Lease,
     Record,
+    SchemaVersionError,
     StorageError,
     StorageUnavailableError,
     Update,
 )
 from agentrun_server.storage.local_bus import LocalBus
-from agentrun_server.storage.opening import Storage, sqlite_path
+from agentrun_server.storage.opening import Storage
 
 __all__ = ["KindOfRun", "Revived", "Runs", "storage_lost", "worker_lost"]
+
+T = TypeVar("T")
 
 logger = get_logger("agentrun_server.runs")
 
@@ -49,7 +55,7 @@ _LOOK_EVERY: Final = 1.0
 _LOOK_OFTEN: Final = 0.1
 """The same where no bus tells one process of another."""
 _CANCEL_WAIT: Final = 5.0
-"""Seconds that a worker has to end a run which was cancelled elsewhere, before the answer is given."""
+"""Seconds in which a run that was cancelled is ended and that is written, before the answer is given."""
 _MAX_ATTEMPTS: Final = 3
 _LOOKS_FOR_OURS: Final = 2
 """How often a run is looked for again that may or may not have become ours."""
@@ -101,6 +107,7 @@ class Runs:
         new_id: makes an id with the prefix it is given.
         sweeper: looks after each run.
         open_storage: opens what runs are kept in.
+        is_there: tells whether anything can be in there before it is opened first.
         clock: seconds since the epoch.
     """
 
@@ -110,15 +117,20 @@ class Runs:
         new_id: Callable[[str], str],
         sweeper: Sweeper,
         open_storage: Callable[[], Awaitable[Storage]],
+        *,
+        is_there: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._new_id = new_id
         self._sweeper = sweeper
         self._open_storage = open_storage
+        self._is_there = is_there
         self._clock = clock
+        self._longest_wait = config.worker_lease if config.store_patience is None else config.store_patience
         self.kinds: Mapping[str, KindOfRun] = {}
         self.local: dict[str, Recording] = {}
+        self.background = _background(config)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._hearing: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[Storage] | None = None
@@ -127,7 +139,7 @@ class Runs:
         self._leaving = False
         """Runs that wait get no place here any more: others run them."""
         self.failing = False
-        """The store could not be reached when the lease was last to be renewed."""
+        """The store could not be opened, or not be reached when the lease was last to be renewed."""
         self._worker: Worker
         self.turns: Turns
 
@@ -142,7 +154,7 @@ class Runs:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # test clients run each request in a loop of its own
             self._loop, self._opening = loop, None
-            self._tasks, self.local = set(), {}
+            self._tasks, self.local, self.background = set(), {}, _background(self._config)
         if self._opening is None or (self._opening.done() and _failed(self._opening)):
             # Not in the context of who happens to be the first: what is done for all belongs to no request.
             self._opening = loop.create_task(self._open(), context=contextvars.Context())
@@ -150,9 +162,7 @@ class Runs:
 
     def open_soon(self) -> None:
         """Open the storage if there is anything in it: what was left there must be ended, or run again."""
-        path = sqlite_path(self._config.store_url or "sqlite")
-        # `Path.exists` raises where it may not look; whoever needs the store is told then.
-        if path is None or os.path.exists(path):  # noqa: PTH110
+        if self._is_there():
             self._spawn(self._open_at_last())
 
     async def _open_at_last(self) -> None:
@@ -160,9 +170,16 @@ class Runs:
             try:
                 await self.storage()
             except StorageUnavailableError:
-                logger.warning("the store cannot be opened now")
+                if not self.failing:
+                    logger.warning("the store cannot be opened now")
+                self.failing = True
+            except SchemaVersionError as exc:
+                logger.error("the store cannot be opened", extra={"reason": str(exc)})
+                self.failing = True
+                return
             except Exception:
                 logger.exception("the store cannot be opened")
+                self.failing = True
                 return
             else:
                 return
@@ -219,10 +236,10 @@ class Runs:
         running = [recording.task for recording in self.local.values() if recording.task is not None]
         if running:
             await asyncio.wait(running, timeout=self._config.cancel_grace)
-        tasks, self._tasks = self._tasks, set()
-        for task in tasks:
-            task.cancel()
-        if tasks:
+        while tasks := self._tasks:
+            self._tasks = set()  # a run that is cut off here writes its end in a task of its own
+            for task in tasks:
+                task.cancel()
             await asyncio.wait(tasks)
         if not opening.cancelled() and opening.exception() is None:
             storage = opening.result()
@@ -251,9 +268,25 @@ class Runs:
             # A new worker is another one, and one that has left is none: what this run writes is refused then.
             lease=lambda: (worker.lease if worker.id == identity else None) or Lease("", identity, -1),
             lost=lambda reason: self._lost(recording, reason),
+            patience=lambda: self._patience(recording),
+            spawn=self._spawn,
             **options,
         )
         return recording.journal
+
+    def _patience(self, recording: Recording) -> Patience:
+        if recording.journal.entry.begun:
+            return self.patience()
+        return self.patience(time.monotonic() - recording.run_started if recording.run_started else 0.0)
+
+    def patience(self, worked: float = math.inf) -> Patience:
+        """Begin to wait for a store that is away: as long as a run may still be ours when the store is back.
+
+        Args:
+            worked: seconds that an agent has worked for what is to be stored, when nothing of it is yet. It is not
+                waited for longer than that, so that new requests are refused soon while the store is away.
+        """
+        return Patience(max(min(worked, self._longest_wait), SHORT))
 
     def start(self, recording: Recording) -> None:
         """Run `recording`, in a task of this object."""
@@ -265,6 +298,8 @@ class Runs:
     def _ended(self, recording: Recording) -> None:
         if self.local.get(recording.id) is recording:
             del self.local[recording.id]
+        if recording.room is not None:
+            recording.room.give_back()
         self._sweeper.discard(recording)
         if recording.passes_on:
             self._leaving = True
@@ -302,9 +337,14 @@ class Runs:
 
     # --- reading and cancelling
 
-    async def follow(self, record: Record, after: int) -> AsyncGenerator[list[bytes], None]:
-        """Yield the events of a run, of any worker's, with numbers greater than `after`, until it has ended."""
-        local = self.local.get(record.id)
+    async def follow(self, run: Record | Entry, after: int) -> AsyncGenerator[list[bytes], None]:
+        """Yield the events of a run, of any worker's, with numbers greater than `after`, until it has ended.
+
+        Raises:
+            StorageError: the store cannot be read, and was waited for; or it cannot be written, so that nobody takes a
+                run which was lost here.
+        """
+        local = self.local.get(run.id)
         if local is not None:
             async for batch in local.journal.follow(after):
                 after += len(batch)
@@ -313,21 +353,32 @@ class Runs:
                 return
             # Others go on with it, or end it.
         storage = await self.storage()
-        async with storage.bus.subscribe(topic(record.id)) as news:
+        store, patient_until = storage.store, time.monotonic() + self._longest_wait
+        async with storage.bus.subscribe(topic(run.id)) as news:
             while True:
                 # In this order: what is written before it ends is there when it has.
-                current = await storage.store.get(record.kind, record.id, None)
-                while events := await storage.store.events(record.id, after, _PAGE, max_bytes=_PAGE_BYTES):
+                current = await self._read(partial(store.get, run.kind, run.id, None))
+                is_over = current is None or current.status not in OPEN
+                worker = None if current is None else current.body.get("worker")
+                del current  # megabytes, perhaps, which no slow reader need hold
+                while events := await self._read(partial(store.events, run.id, after, _PAGE, max_bytes=_PAGE_BYTES)):
                     after = events[-1].number
                     yield [event.data for event in events]
-                if current is None or current.status not in OPEN:
+                if is_over:
                     return
+                is_lost = local is not None and worker == local.journal.worker
+                if is_lost and time.monotonic() > patient_until:
+                    raise StorageUnavailableError("nobody goes on with the run, or ends it")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._look_every(storage)):
                         await anext(news)
 
-    async def reload(self, record: Record) -> Record:
-        """Return a record as it is now.
+    async def _read(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read from a store that may be away for as long as a run waits for it."""
+        return await patiently(read, self.patience())
+
+    async def reload(self, record: Record | Entry) -> Record:
+        """Return the record of a run as it is now.
 
         Raises:
             NotFoundError: it has been deleted.
@@ -349,11 +400,19 @@ class Runs:
         local = self.local.get(record.id)
         if local is not None:
             local.stop(StopReason.CANCELLED)
-            await local.journal.wait_closed()
+            with contextlib.suppress(TimeoutError):  # its agent stops; that it has ended is written when that can be
+                async with asyncio.timeout(_CANCEL_WAIT):
+                    await local.journal.wait_closed()
             record = await storage.store.get(record.kind, record.id, None) or record
         if record.status in OPEN:
             await self._cancel_elsewhere(storage, record)
         return await storage.store.get(record.kind, record.id, None) or record
+
+    def stop_here(self, run: str, owner: str) -> None:
+        """Cancel a run in the background that runs here and is its owner's, while nothing can be read: if it is one."""
+        local = self.local.get(run)
+        if local is not None and local.room is not None and local.journal.entry.owner == owner:
+            local.stop(StopReason.CANCELLED)
 
     async def _cancel_elsewhere(self, storage: Storage, record: Record) -> None:
         with contextlib.suppress(ConflictError):  # it has ended, or somebody else was faster
@@ -449,23 +508,43 @@ class Runs:
     async def _inherit(self, storage: Storage, record: Record, lease: Lease) -> bool:
         """Run what a dead worker left again if that is allowed, else end it; tell whether that is written."""
         try:
-            return await self._adopt(storage, record, lease) or await self._end(storage, record, lease, worker_lost())
+            if self._may_go_on(record):
+                try:
+                    room = self.background.take(record.owner, int(record.body.get("size", record.size)))
+                except TooManyRequestsError:
+                    return False  # it waits where it is, for this process or another
+                if await self._adopt(storage, record, lease, room):
+                    return True
+            return await self._end(storage, record, lease, worker_lost())
         except StorageError:
             raise
         except Exception:  # of this run alone: others must not wait for it
-            logger.exception("a run of a lost worker cannot be ended", extra={"run": record.id})
+            logger.exception("a run of a lost worker cannot be ended", extra={"run_id": record.id})
             return False
 
-    async def _adopt(self, storage: Storage, record: Record, lease: Lease) -> bool:
-        """Run what a dead worker left here, if that is allowed; tell whether it goes on."""
-        waits = record.status == RunStatus.QUEUED
+    def _may_go_on(self, record: Record) -> bool:
+        """Tell whether what a dead worker left may be run again."""
         idempotent = not {"*", record.body.get("model")}.isdisjoint(self._config.idempotent_models)
-        if not waits and not (idempotent and record.status != CANCELLING and record.body.get("background")):
+        if record.status != RunStatus.QUEUED and not (
+            idempotent and record.status != CANCELLING and record.body.get("background")
+        ):
             return False
-        attempt = int(record.body.get("attempt", 1)) + (0 if waits else 1)
-        if attempt > _MAX_ATTEMPTS:
-            logger.warning("a run was lost too often", extra={"run": record.id})
+        if _attempt(record) > _MAX_ATTEMPTS:
+            logger.warning("a run was lost too often", extra={"run_id": record.id})
             return False
+        return True
+
+    async def _adopt(self, storage: Storage, record: Record, lease: Lease, room: Room) -> bool:
+        """Run what a dead worker left in `room`, if that can be; tell whether it goes on, here or elsewhere."""
+        try:
+            return await self._take_up(storage, record, lease, room)
+        finally:
+            local = self.local.get(record.id)
+            if local is None or local.room is not room:
+                room.give_back()
+
+    async def _take_up(self, storage: Storage, record: Record, lease: Lease, room: Room) -> bool:
+        attempt = _attempt(record)
         events = await self._events(storage, record.id)
         try:
             revived = await self.kinds[record.kind].revive(record, events, attempt=attempt)
@@ -490,8 +569,9 @@ class Runs:
             self._spawn(self._look_after(record.kind, record.id))
             raise
         if worker == self._worker.id:
-            logger.info("a run of a lost worker goes on here", extra={"run": record.id, "attempt": attempt})
+            logger.info("a run of a lost worker goes on here", extra={"run_id": record.id, "attempt": attempt})
             self.journal(storage, revived.entry, revived.recording, written=len(events))
+            revived.recording.room = room
             self.start(revived.recording)
         return True
 
@@ -509,9 +589,13 @@ class Runs:
             lost=lambda _: None,
             written=len(events),
             keep_events=bool(events),
+            spawn=self._spawn,
         )
         journal.finish(written, outcome)
         await journal.wait_closed()
+        if journal.settled:
+            facts = {"run_id": record.id, "run": outcome.status}
+            logger.info("run ended", extra=facts if cancelled else {**facts, "error": error.code})
         return journal.settled
 
     async def _events(self, storage: Storage, run: str) -> list[bytes]:
@@ -519,6 +603,19 @@ class Runs:
         while page := await storage.store.events(run, len(events) - 1, _PAGE):
             events += [event.data for event in page]
         return events
+
+
+def _background(config: ServerConfig) -> Background:
+    return Background(
+        config.max_background_runs,
+        max_runs_per_owner=config.max_background_runs_per_owner,
+        max_bytes=config.max_background_bytes,
+    )
+
+
+def _attempt(record: Record) -> int:
+    """Return which attempt it would be to run it now: one that waits has not been tried yet."""
+    return int(record.body.get("attempt", 1)) + (record.status != RunStatus.QUEUED)
 
 
 async def _same(storage: Storage) -> Storage:

@@ -8,6 +8,9 @@ A run that has the session's turn (`agentrun_server.runs.turns`) ends it in one 
 which lost its turn adds nothing. A session whose id the server has made up is not locked, since nobody else knows it
 yet, and is deleted after a day unless a client comes back with the id: requests without one would pile up otherwise.
 
+A session is deleted `ttl` seconds after it was last used, with all that is in it. What is written anyway, its turn
+above all, moves the end; one that is only read is written to when a tenth of its time is over, and not each time.
+
 Bounds: `MAX_MESSAGES` are kept, of `MAX_MESSAGE_BYTES` each, and `MAX_STATE_BYTES` of state, all as JSON in ASCII.
 """
 
@@ -18,6 +21,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import wraps
 from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -52,8 +56,8 @@ _SESSION: Final = "session"
 _MESSAGE: Final = "session_message"
 _UNCLAIMED: Final = 24 * 3600.0
 """Seconds that a session stays whose id no client has sent yet."""
-_NEVER: Final = math.inf
-"""An update can move the end of a record, and not take it away."""
+_TENTH: Final = 0.1
+"""The part of a session's time that may pass before it is written down that it was read."""
 _TRIM: Final = 64
 """How many old messages are deleted together: a deletion makes SQLite rewrite its log."""
 _TRIES: Final = 16
@@ -74,6 +78,7 @@ class Sessions:
         storage: where they are kept.
         turns: returns who hands out turns now: a worker that was taken for dead is another one.
         collection: the name they are kept under; those of another name are others.
+        ttl: seconds after which one that nobody uses is deleted; None: never.
         clock: seconds since the epoch.
     """
 
@@ -83,8 +88,10 @@ class Sessions:
         turns: Callable[[], Awaitable[Turns]],
         collection: str,
         *,
+        ttl: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.ttl = math.inf if ttl is None else ttl
         self.storage = storage
         self.turns = turns
         self.collection = collection
@@ -181,6 +188,8 @@ class StoredSession:
             if not page.has_more:
                 break
             after = page.records[-1].id
+        if self._given and self._turn is None and newest:  # whoever has the turn has said that it is used
+            await self._note_use(store, await store.get(_SESSION, self._record_id, self._owner))
         return newest[::-1]
 
     def append(self, *messages: Message | Mapping[str, Any]) -> None:
@@ -208,6 +217,7 @@ class StoredSession:
         """Do what `get_state` does, without blocking the event loop."""
         store = await self._store()
         record = await store.get(_SESSION, self._record_id, self._owner)
+        await self._note_use(store, record)
         return {} if record is None else dict(record.body["state"])
 
     def update_state(self, /, **changes: Any) -> dict[str, Any]:
@@ -268,8 +278,8 @@ class StoredSession:
         """
         if self._given:
             turns = await self._sessions.turns()
-            absent = self._new_record()
-            await turns.take(_SESSION, self._record_id, run, wait=wait, absent=absent, expires_at=_NEVER)
+            absent, end = self._new_record(), self._expires_at()
+            await turns.take(_SESSION, self._record_id, run, wait=wait, absent=absent, expires_at=end)
             self._turn = _Turn(turns, run)
 
     async def end_turn(self, said: Sequence[Message] = ()) -> None:
@@ -330,7 +340,7 @@ class StoredSession:
 
     async def _adding(self, store: Store, record: Record | None, messages: Sequence[str]) -> list[Change]:
         """Return the changes that add `messages`, which are JSON, and delete what is too old."""
-        changes: list[Change] = [] if record is not None else [Create(self._new_record())]
+        changes: list[Change] = self._use(record) if record is not None else [Create(self._new_record())]
         begin = await self._end(store, record)
         end = begin + len(messages)
         for number, message in enumerate(messages, begin):
@@ -352,8 +362,29 @@ class StoredSession:
     def _message_id(self, number: int) -> str:
         return f"smsg_{self._digest}_{number}"
 
+    def _expires_at(self) -> float:
+        """Return when it is to be deleted; infinite, since an update can move an end and not take it away."""
+        ttl = self._sessions.ttl
+        return self._sessions.clock() + (ttl if self._given else min(ttl, _UNCLAIMED))
+
+    def _use(self, record: Record) -> list[Change]:
+        """Return what says that a session is used now; nothing when that is nearly what its record says."""
+        expires_at = self._expires_at()
+        known = math.inf if record.expires_at is None else record.expires_at
+        is_near = known == expires_at or abs(expires_at - known) < self._sessions.ttl * _TENTH
+        if is_near or not self._given:
+            return []
+        return [Update(kind=_SESSION, id=self._record_id, expires_at=expires_at)]
+
+    async def _note_use(self, store: Store, record: Record | None) -> None:
+        """Write down that a session is used, when that is worth it."""
+        changes = [] if record is None else self._use(record)
+        if changes:
+            with suppress(StorageError):  # it was deleted just now, or the next who reads it may have more luck
+                await store.commit(changes)
+
     def _new_record(self, state: Mapping[str, Any] | None = None) -> Record:
-        expires_at = None if self._given else self._sessions.clock() + _UNCLAIMED
+        end = self._expires_at()
         return Record(
             kind=_SESSION,
             id=self._record_id,
@@ -364,14 +395,19 @@ class StoredSession:
                 "user": self._user,
                 "state": state or {},
             },
-            expires_at=expires_at,
+            expires_at=None if math.isinf(end) else end,
         )
 
     def _put_state(self, record: Record | None, state: Mapping[str, Any]) -> Change:
         if record is None:
             return Create(self._new_record(state))
-        body = {**record.body, "state": state}
-        return Update(kind=_SESSION, id=self._record_id, body=body, expect_version=record.version)
+        return Update(
+            kind=_SESSION,
+            id=self._record_id,
+            body={**record.body, "state": state},
+            expires_at=self._expires_at() if self._given else None,
+            expect_version=record.version,
+        )
 
     # --- waiting on a thread
 
@@ -426,9 +462,12 @@ def _checked(message: Message | Mapping[str, Any]) -> str:
 
 
 def _fitting(message: Message) -> str:
-    """Return `message` as JSON; one that is too long becomes its text, as much of it as there is room for."""
-    text = _json(message, "message")
+    """Return `message` as JSON; one that is too long or none becomes its text, as much as there is room for."""
     words = message.text
+    try:
+        text = _json(message, "message")
+    except TypeError:  # a client may send 1e999, and an agent anything
+        text = _json({"role": message.role, "content": words}, "message")
     while len(text) > MAX_MESSAGE_BYTES:
         text = _json({"role": message.role, "content": words}, "message")
         words = words[: len(words) * MAX_MESSAGE_BYTES // (len(text) + 1) - 1]

@@ -40,6 +40,10 @@ class PlannedStore:
         self.plan: deque[Step] = deque()
         self.commits: list[Sequence[Change]] = []
         """All that were tried."""
+        self.away = False
+        """Nothing can be written or read."""
+        self.refused = 0
+        """How often that was tried."""
         self.reads_fail = 0
         """How many reads fail from now on."""
         self.before: Callable[[], Awaitable[None]] | None = None
@@ -54,6 +58,9 @@ class PlannedStore:
         self.commits.append(list(changes))
         step = self.plan.popleft() if self.plan else "written"
         await self.gate.wait()
+        if self.away:
+            self.refused += 1
+            step = "away"
         if step != "away":
             await self._store.commit(changes)
         if step != "written":
@@ -72,6 +79,9 @@ class PlannedStore:
         return await self._store.events(run, after, limit, max_bytes=max_bytes)
 
     def _read(self) -> None:
+        if self.away:
+            self.refused += 1
+            raise StorageUnavailableError("away")
         if self.reads_fail:
             self.reads_fail -= 1
             raise StorageUnavailableError("as planned")

@@ -51,5 +51,6 @@ async def test_a_server_that_was_taken_for_dead_writes_nothing(place: Place) -> 
     await check_stand_still(place, lease=1)
 
 
-async def test_a_full_disk_refuses_what_would_be_stored_and_nothing_else(place: Place) -> None:
-    await check_outage(place, FULL, lease=1, pieces=250)
+@pytest.mark.parametrize("patience", [1.0, None], ids=["for long", "for a while"])
+async def test_a_full_disk_refuses_what_would_be_stored_and_nothing_else(place: Place, patience: float | None) -> None:
+    await check_outage(place, FULL, lease=1 if patience else 30, patience=patience, pieces=250)

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from agentrun_server.runs import journal as journal_module
+from agentrun_server.runs import patience as patience_module
 from agentrun_server.runs.entry import CANCELLING, Outcome, RecordEntry
 from agentrun_server.runs.journal import Journal, topic
+from agentrun_server.runs.patience import Patience
 from agentrun_server.runs.run import RunStatus, StopReason
 from agentrun_server.storage.contracts import (
     AppendEvents,
@@ -49,11 +51,14 @@ def store(storage: Storage) -> PlannedStore:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(patience_module, "_PAUSES", (0.0,))
 
 
 class Journals:
-    """Makes journals of the run ``r``, and remembers why one was given up."""
+    """Makes journals of the run ``r``, and remembers why one was given up.
+
+    A store that is away is waited for `patience` seconds; each commit that is tried takes one.
+    """
 
     def __init__(self, store: PlannedStore, storage: Storage, clock: Clock) -> None:
         self.store: Any = store
@@ -61,6 +66,10 @@ class Journals:
         self.clock = clock
         self.lost: list[StopReason] = []
         self.lease: Lease | None = None
+        self.patience = 30.0
+
+    def now(self) -> float:
+        return float(len(self.store.commits))
 
     def __call__(self, entry: RecordEntry | None = None, **options: Any) -> Journal:
         entry = entry or RecordEntry(kind="response", id="r", owner="alice", body={"question": "?"})
@@ -71,6 +80,7 @@ class Journals:
             worker="w",
             lease=lambda: self.lease,
             lost=self.lost.append,
+            patience=lambda: Patience(self.patience, clock=self.now),
             clock=self.clock,
             **options,
         )
@@ -91,6 +101,10 @@ def journals(store: PlannedStore, storage: Storage, clock: Clock) -> Journals:
 async def read(journal: Journal, after: int = -1) -> list[bytes]:
     """Return what a reader sees until the end."""
     return [event async for batch in journal.follow(after) for event in batch]
+
+
+async def until_written(journal: Journal, count: int) -> None:
+    await eventually(lambda: journal.written == count)
 
 
 async def written(journal: Journal) -> None:
@@ -357,7 +371,10 @@ async def test_a_store_that_cannot_be_read_either_is_tried_again(journals: Journ
     assert len(store.commits) == 1
 
 
-async def test_what_was_written_late_is_not_written_twice(journals: Journals, store: PlannedStore) -> None:
+@pytest.mark.parametrize("reads_fail", [0, 2])
+async def test_what_was_written_late_is_not_written_twice(
+    journals: Journals, store: PlannedStore, reads_fail: int
+) -> None:
     """The commit that failed is made after it was looked for, and before the next try."""
     journal = journals()
     journal.append([b"zero"])
@@ -367,6 +384,7 @@ async def test_what_was_written_late_is_not_written_twice(journals: Journals, st
         async def commit(self, changes: Any) -> None:
             if len(self.commits) == 1:
                 await self._store.commit(self.commits[0])
+                self.reads_fail = reads_fail
             await super().commit(changes)
 
     late: Any = Late(journals.storage.store)
@@ -376,35 +394,118 @@ async def test_what_was_written_late_is_not_written_twice(journals: Journals, st
     await written(journal)
     assert journal.settled
     assert await journals.log() == [b"zero", b"one"]
+    assert not late.reads_fail
 
 
 @pytest.mark.parametrize("ended", [False, True])
 async def test_a_store_that_stays_away_is_given_up(
     journals: Journals, store: PlannedStore, caplog: pytest.LogCaptureFixture, ended: bool
 ) -> None:
+    journals.patience = 9.0
     journal = journals()
-    store.plan.extend(["away"] * 4)
+    store.plan.extend(["away"] * 10)
     journal.append([b"one"])
     if ended:
         journal.finish([b"two"], DONE)
     await written(journal)
     assert await within(read(journal)) == []
     assert not journal.settled
-    assert journals.lost == [StopReason.STORAGE]
-    assert len(store.commits) == 4
+    assert journals.lost == [StopReason.STORAGE] == [journal.given_up]
+    assert len(store.commits) == 9
     assert [record.message for record in caplog.records] == ["a run cannot be written down now"]
 
 
-async def test_a_store_that_is_slow_to_fail_is_not_tried_again(
-    journals: Journals, store: PlannedStore, monkeypatch: pytest.MonkeyPatch
+async def test_a_store_that_is_away_for_less_is_waited_for_and_what_is_said_gathers(
+    journals: Journals, store: PlannedStore
 ) -> None:
-    monkeypatch.setattr(journal_module, "_PATIENCE", -1.0)
-    store.plan.extend(["away"])
+    journal = journals()
+    store.plan.extend(["away", "unsure"])  # what comes behind the second is refused, until it is known to be written
+    store.reads_fail = 50
+    journal.append([b"one"])
+    await eventually(lambda: len(store.commits) == 2)
+    for word in (b"two", b"three"):
+        journal.append([word])
+    journal.finish([b"four"], DONE)
+    await written(journal)
+    assert journal.settled
+    assert await journals.log() == [b"one", b"two", b"three", b"four"]
+    assert len(store.commits) == 3, "what was said meanwhile is one commit"
+    assert journals.lost == []
+
+
+async def test_each_time_that_the_store_is_away_is_waited_for_anew(journals: Journals, store: PlannedStore) -> None:
+    journals.patience = 3.0
+    journal = journals()
+    for number in range(1, 4):
+        store.plan.extend(["away"] * 2)
+        journal.append([b"one"])
+        await until_written(journal, number)
+    journal.finish([], DONE)
+    await written(journal)
+    assert await journals.log() == [b"one"] * 3
+
+
+async def test_a_run_that_was_taken_away_meanwhile_is_not_written(
+    journals: Journals, store: PlannedStore, clock: Clock
+) -> None:
+    journals.lease = await journals.storage.leases.acquire("worker:w", "w", 30)
     journal = journals()
     journal.append([b"one"])
+    await eventually(lambda: journal.written == 1)
+    store.plan.extend(["away"] * 5)
+
+    async def time_passes() -> None:
+        clock.now += 7
+
+    store.before = time_passes
+    journal.append([b"two"])
     await written(journal)
-    assert journals.lost == [StopReason.STORAGE]
-    assert len(store.commits) == 1
+    assert await journals.log() == [b"one"]
+    assert journals.lost == [StopReason.LEASE_LOST] == [journal.given_up]
+
+
+async def test_who_waits_for_the_store_can_be_told_to_leave(
+    journals: Journals, store: PlannedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience_module, "_PAUSES", (3600.0,))
+    journals.patience = 4000.0
+    journal = journals()
+    store.plan.append("away")
+    journal.append([b"one"])
+    await eventually(lambda: not store.plan)
+    journal.leave()
+    await eventually(lambda: journal._writer is None)
+    assert (len(store.commits), journals.lost, journal.given_up) == (1, [], None)
+
+
+async def test_a_writer_that_is_cancelled_leaves_nobody_waiting(journals: Journals, store: PlannedStore) -> None:
+    started: list[asyncio.Task[None]] = []
+
+    def spawn(writing: Any) -> "asyncio.Task[None]":
+        started.append(asyncio.create_task(writing))
+        return started[-1]
+
+    journal = journals(spawn=spawn)
+    store.gate.clear()
+    journal.append([b"one"])
+    await eventually(lambda: len(store.commits) == 1)
+    started[0].cancel()
+    await written(journal)
+    await asyncio.wait(started)
+    assert journals.lost == []
+
+
+async def test_a_reader_waits_for_a_store_that_is_away(
+    journals: Journals, store: PlannedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "_MAX_TAIL", 0)
+    journal = journals()
+    journal.append([b"one", b"two"])
+    journal.finish([b"three"], DONE)
+    await written(journal)
+    store.reads_fail = 5
+    assert await within(read(journal)) == [b"one", b"two", b"three"]
+    assert store.reads_fail == 0
 
 
 @pytest.mark.parametrize("theirs", [FAILED, DONE])

@@ -12,14 +12,16 @@ from agentrun_server.config import ServerConfig
 from agentrun_server.core.request import AgentRequest
 from agentrun_server.core.usage import Usage
 from agentrun_server.errors import AgentError, ServiceUnavailableError
+from agentrun_server.observability.logs import request_id
 from agentrun_server.runs.entry import RecordEntry
+from agentrun_server.runs.execution import Execution
 from agentrun_server.runs.journal import Journal
 from agentrun_server.runs.pump import Outlet
 from agentrun_server.runs.recording import Recording
 from agentrun_server.runs.run import RunStatus, StopReason
 from agentrun_server.storage.contracts import Record
 from agentrun_server.storage.opening import Storage
-from tests.runs.doubles import Said
+from tests.runs.doubles import PlannedStore, Said
 from tests.runs.stores import Clock, sqlite
 from tests.support.clock import eventually, within
 
@@ -95,13 +97,14 @@ class Hanging:
     def __init__(self, at_end: Agent | None = None) -> None:
         self._at_end = at_end
         self.hangs = asyncio.Event()
+        self.may_end = asyncio.Event()
         self.ended = asyncio.Event()
 
     async def __call__(self, outlet: Outlet) -> None:
         try:
             await outlet.write("some")
             self.hangs.set()
-            await asyncio.get_running_loop().create_future()
+            await self.may_end.wait()
         finally:
             if self._at_end is not None:
                 await self._at_end(outlet)
@@ -189,20 +192,40 @@ async def test_what_must_be_had_before_comes_before_the_agent_and_what_is_left_t
     assert order == ["before", "agent", "behind"]
 
 
-async def test_a_cancellation_that_comes_behind_the_end_of_the_agent_comes_too_late(bench: Bench) -> None:
+@pytest.mark.parametrize("reason", [StopReason.CANCELLED, StopReason.RUN_TIMEOUT, StopReason.SHUTDOWN])
+@pytest.mark.parametrize("resumable", [False, True])
+async def test_what_would_stop_a_run_whose_agent_has_ended_comes_too_late(
+    bench: Bench, reason: StopReason, resumable: bool
+) -> None:
     leaving = asyncio.Event()
 
     async def behind() -> None:
         leaving.set()
         await asyncio.get_running_loop().create_future()
 
-    recording = bench.record()
+    recording = bench.record(resumable=resumable)
     recording.behind = behind
     task = await bench.start(recording)
     await within(leaving.wait())
-    recording.stop(StopReason.CANCELLED)
+    recording.stop(reason)
     await within(task)
     assert await bench.end() == ("completed", ["hello", "done"])
+    assert recording.error is None, "nor is anybody told that it failed"
+    assert recording.run.status is RunStatus.COMPLETED
+
+
+async def test_an_answer_is_whole_though_what_was_left_to_do_has_failed(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def behind() -> None:
+        raise ValueError("a bug")
+
+    recording = bench.record()
+    recording.behind = behind
+    await within(await bench.start(recording))
+    assert await bench.end() == ("completed", ["hello", "done"])
+    assert recording.error is None
+    assert "ValueError" in caplog.text
 
 
 # --- waiting for a place
@@ -211,7 +234,6 @@ async def test_a_cancellation_that_comes_behind_the_end_of_the_agent_comes_too_l
 async def test_a_run_that_waits_for_a_place_says_when_it_has_one(bench: Bench) -> None:
     place = Place(bench)
     recording = bench.record(enter=place)
-    assert recording.is_background
     await recording.journal.begin(RunStatus.QUEUED, [b"queued"])
     task = await bench.start(recording)
     await within(place.waiting.wait())
@@ -363,6 +385,31 @@ async def test_one_that_may_run_again_is_left_to_others_when_the_server_stops(be
     assert not recording.passes_on, "it has run: another attempt counts"
 
 
+async def test_one_that_waits_for_its_store_is_not_given_up_as_an_agent_is(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    recording = bench.record(hold=1.0)
+    store = PlannedStore(bench.storage.store)
+    await recording.journal.begin(RunStatus.IN_PROGRESS)
+    unwritten: Any = store
+    recording.journal._store = unwritten
+    store.gate.clear()
+    agent = Hanging()
+    recording.script = Said(agent)
+    task = await bench.start(recording)
+    await within(agent.hangs.wait())
+    recording.stop(StopReason.CANCELLED)
+    await within(agent.ended.wait())
+    await eventually(lambda: bench.released == 1)
+    recording.check(time.monotonic() + 3600)
+    await asyncio.sleep(0)
+    assert not task.done()
+    store.gate.set()
+    await within(task)
+    assert await bench.end() == ("cancelled", ["some", "cancelled"])
+    assert "does not end" not in caplog.text
+
+
 @pytest.mark.parametrize("reason", [StopReason.LEASE_LOST, StopReason.STORAGE])
 async def test_one_that_cannot_be_written_any_more_writes_nothing(bench: Bench, reason: StopReason) -> None:
     agent = Hanging()
@@ -432,7 +479,7 @@ async def test_what_it_cost_is_counted_once_and_what_is_added_later_too(bench: B
     recording.meter = meter = dict[str, Any]()
     recording.attended = True
     script.cost = Usage(input_tokens=3, output_tokens=4)
-    recording.count()
+    await within(await bench.start(recording))
     assert meter == {}, "the request counts it when it is over"
     recording.attended = False
     recording.count()
@@ -443,3 +490,83 @@ async def test_what_it_cost_is_counted_once_and_what_is_added_later_too(bench: B
     recording.count()
     recording.count()
     assert charged == [2, 0]
+
+
+async def test_a_run_whose_agent_never_began_cost_nothing(bench: Bench) -> None:
+    place = Place(bench)
+    recording = bench.record(enter=place)
+    script: Any = recording.script
+    script.cost = Usage(input_tokens=3, output_tokens=0)  # an estimate of the question
+    recording.meter = meter = dict[str, Any]()
+    await recording.journal.begin(RunStatus.QUEUED)
+    task = await bench.start(recording)
+    await within(place.waiting.wait())
+    recording.stop(StopReason.CANCELLED)
+    await within(task)
+    recording.count()
+    assert meter == {}
+
+
+# --- what is logged
+
+
+async def test_what_the_agent_logs_names_the_request_wherever_it_runs(bench: Bench) -> None:
+    seen: list[str] = []
+
+    async def agent(_: Outlet) -> None:
+        seen.append(request_id.get())
+
+    recording = bench.record(agent)
+    await within(await bench.start(recording))
+    assert seen == ["req_1"]
+    assert request_id.get() == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "attended", "lines"),
+    [
+        (None, True, []),
+        (None, False, [("run ended", "completed", None, None)]),
+        (StopReason.CANCELLED, False, [("run ended", "cancelled", "cancelled", None)]),
+        (StopReason.RUN_TIMEOUT, False, [("run ended", "failed", "run_timeout", "agent_timeout")]),
+        (StopReason.LEASE_LOST, False, [("run left to others", None, "lease_lost", None)]),
+    ],
+)
+async def test_a_run_that_nobody_waits_for_has_a_line_when_it_ends(
+    bench: Bench,
+    caplog: pytest.LogCaptureFixture,
+    reason: StopReason | None,
+    attended: bool,
+    lines: list[tuple[Any, ...]],
+) -> None:
+    agent = Hanging()
+    recording = bench.record(agent)
+    recording.attended = attended
+    with caplog.at_level("INFO", "agentrun_server.run"):
+        task = await bench.start(recording)
+        await within(agent.hangs.wait())
+        await eventually(lambda: recording.journal.written == 1)
+        if reason is None:
+            agent.may_end.set()
+        else:
+            recording.stop(reason)
+        await within(task)
+    written = [vars(record) for record in caplog.records]
+    assert [(one["msg"], one.get("run"), one.get("stopped"), one.get("error")) for one in written] == lines
+    assert [(one["request_id"], one["run_id"], one["model"]) for one in written] == [("req_1", "r", "m")] * len(lines)
+    assert all(0 <= one["duration_ms"] < 60_000 for one in written)
+
+
+def test_a_run_is_thrown_away_when_another_than_its_task_closes_it() -> None:
+    execution = Execution(ServerConfig(), "req_1")
+
+    async def its_own() -> bool:
+        execution.task = asyncio.current_task()
+        return execution.is_thrown_away
+
+    async def another() -> bool:
+        return execution.is_thrown_away
+
+    assert not asyncio.run(its_own())
+    assert asyncio.run(another())
+    assert execution.is_thrown_away, "no event loop runs"

@@ -1,8 +1,10 @@
 """The runs of a server, and what becomes of those that nobody runs any more."""
 
 import asyncio
+import gc
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,21 @@ from agentrun_server.config import ServerConfig
 from agentrun_server.errors import APIError, InvalidRequestError, NotFoundError
 from agentrun_server.runs import registry
 from agentrun_server.runs.entry import CANCELLING, OPEN, Entry, Outcome, RecordEntry
+from agentrun_server.runs.patience import SHORT, Patience
 from agentrun_server.runs.pump import Outlet
 from agentrun_server.runs.recording import Recording
 from agentrun_server.runs.registry import Revived, Runs, storage_lost, worker_lost
 from agentrun_server.runs.run import RunStatus, StopReason
 from agentrun_server.runs.sweeper import Sweeper
-from agentrun_server.storage.contracts import ConflictError, Create, Delete, Record, StorageUnavailableError, Update
+from agentrun_server.storage.contracts import (
+    AppendEvents,
+    ConflictError,
+    Create,
+    Delete,
+    Record,
+    StorageUnavailableError,
+    Update,
+)
 from agentrun_server.storage.opening import Storage
 from tests.runs.doubles import Counter, PlannedStore, Said
 from tests.runs.stores import Clock, sqlite
@@ -137,10 +148,15 @@ class Bench:
         if store is not None:
             planned: Any = store(storage.store)
             storage = replace(storage, store=planned)
-        server = Server(_Unclosed(storage), ServerConfig(**{"worker_lease": LEASE, **settings}))
+        server = Server(storage.lent(), ServerConfig(**{"worker_lease": LEASE, **settings}))
         await server.runs.storage()
-        self._stack.push_async_callback(server.runs.aclose)
+        self._stack.push_async_callback(self._close, server)
         return server
+
+    @staticmethod
+    async def _close(server: Server) -> None:
+        await server.runs.aclose()
+        assert server.runs.background.is_empty
 
     async def leave_behind(self, server: Server, *records: Record) -> None:
         """Put runs of a worker into the store that is dead."""
@@ -148,16 +164,6 @@ class Bench:
         body = {"worker": dead.record.id, "attempt": 1}
         made = [Create(replace(record, body={**body, **record.body})) for record in records]
         await server.storage.store.commit([dead, *made])
-
-
-class _Unclosed(Storage):
-    """Storage that can be looked into when its server has closed it; the test closes it."""
-
-    def __init__(self, storage: Storage) -> None:
-        super().__init__(storage.store, storage.leases, storage.bus)
-
-    async def aclose(self) -> None:
-        pass
 
 
 def run(identity: str = "r", status: str = "in_progress", **body: Any) -> Record:
@@ -219,23 +225,22 @@ async def test_the_storage_is_opened_once_and_again_when_that_failed(bench: Benc
     assert (server.opened, server.runs.is_open) == (3, True)
 
 
-async def test_a_file_that_is_there_is_opened_when_the_server_starts(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = await bench.server(store_url=f"sqlite:///{tmp_path}/store.db", worker_lease=0.01)
+async def test_what_is_there_is_opened_when_the_server_starts(bench: Bench) -> None:
+    server = await bench.server(worker_lease=0.01)
     await server.runs.aclose()
     server.opened, server.away = 0, True
     server.runs.open_soon()
     await eventually(lambda: server.opened > 1)
+    assert server.runs.failing
     server.away = False
     await eventually(lambda: server.runs.is_open)
+    await eventually(lambda: not server.runs.failing)
     await server.runs.aclose()
-    elsewhere = await bench.server(store_url=f"sqlite:///{tmp_path}/other.db")
-    await elsewhere.runs.aclose()
-    elsewhere.opened = 0
-    elsewhere.runs.open_soon()
+    server.runs._is_there = lambda: False
+    server.opened = 0
+    server.runs.open_soon()
     await asyncio.sleep(0)
-    assert not elsewhere.opened
+    assert not server.opened
 
 
 # --- runs of dead workers
@@ -272,7 +277,7 @@ async def test_those_of_the_living_go_on(bench: Bench) -> None:
 async def test_who_cannot_end_all_runs_of_a_dead_worker_tries_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentrun_server.runs.journal._PAUSES", (0.0,) * 3)
+    monkeypatch.setattr(Patience, "pause", lambda _: None)
     server = await bench.server(store=PlannedStore)
     store: Any = server.storage.store
     await bench.leave_behind(server, run("r1"), run("r2"))
@@ -282,7 +287,7 @@ async def test_who_cannot_end_all_runs_of_a_dead_worker_tries_again(
     assert (await outcome(server, "r2"))[0] == "failed", "one that cannot be ended holds up nobody"
     assert await workers(server) == 2, "it is not forgotten"
     server.kind.breaks_at = ""
-    store.plan.extend(["away"] * 4)
+    store.plan.append("away")
     await server.bury_dead()
     assert (await outcome(server, "r1"))[0] == "in_progress"
     assert await workers(server) == 2
@@ -378,6 +383,50 @@ async def test_a_worker_that_dies_while_it_takes_over_leaves_it_to_the_next(benc
     assert (await outcome(server))[0] == "queued"
 
 
+async def test_those_for_which_there_is_no_room_wait_where_they_are(bench: Bench) -> None:
+    server = await bench.server(max_background_runs=2, max_background_runs_per_owner=1)
+    room = server.runs.background.take("bob", 1)
+    await bench.leave_behind(
+        server, run("r1", "queued", call={}), run("r2", "queued", call={}), run("r3", "in_progress")
+    )
+    await server.bury_dead()
+    await eventually(lambda: not server.runs.local)
+    assert [(await outcome(server, name))[0] for name in ("r1", "r2", "r3")] == ["completed", "queued", "failed"]
+    await server.bury_dead()
+    await eventually(lambda: not server.runs.local)
+    assert (await outcome(server, "r2"))[0] == "completed"
+    assert server.kind.attempts == [("r1", 1), ("r2", 1)]
+    await server.bury_dead()
+    assert await workers(server) == 1
+    room.give_back()
+
+
+async def test_one_that_is_taken_over_takes_what_it_was_asked(bench: Bench) -> None:
+    server = await bench.server(max_background_bytes=1000, max_background_runs_per_owner=None)
+    room = server.runs.background.take("bob", 1)
+    await bench.leave_behind(server, run("r", "queued", call={}, size=1000))
+    await server.bury_dead()
+    assert (await outcome(server))[0] == "queued"
+    room.give_back()
+    await server.bury_dead()
+    await ended(server)
+    assert (await outcome(server))[0] == "completed"
+
+
+@pytest.mark.parametrize("reason", [StopReason.CANCELLED, StopReason.SHUTDOWN, StopReason.LEASE_LOST])
+async def test_room_comes_back_when_the_task_has_ended(bench: Bench, reason: StopReason) -> None:
+    server = await bench.server()
+    recording = server.make("r")
+    recording.room = server.runs.background.take("alice", 10)
+    await recording.journal.begin(RunStatus.QUEUED)
+    server.runs.start(recording)
+    await asyncio.sleep(0)
+    assert not server.runs.background.is_empty
+    recording.stop(reason)
+    assert not server.runs.background.is_empty  # the agent cleans up, and holds what it was asked
+    await eventually(lambda: server.runs.background.is_empty)
+
+
 # --- a lease that is lost
 
 
@@ -422,7 +471,7 @@ async def test_who_has_left_writes_nothing(bench: Bench) -> None:
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentrun_server.runs.journal._PAUSES", ())
+    monkeypatch.setattr(Patience, "pause", lambda _: None)
 
     async def sleep(seconds: float) -> None:
         await _sleep(min(seconds, 0.01))
@@ -513,6 +562,148 @@ async def test_while_the_lease_cannot_be_renewed_the_server_is_not_ready(
     assert caplog.text.count("cannot be asked") == 2, "once for each time that it begins to fail"
 
 
+# --- a store that is away for a while
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentrun_server.runs.patience._PAUSES", (0.001,))
+
+
+class Waits(list[float]):
+    """Seconds of each patience that was begun."""
+
+    def __call__(self, seconds: float) -> Patience:
+        self.append(seconds)
+        return Patience(seconds)
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest"), [({}, LEASE), ({"store_patience": 12.0}, 12.0), ({"store_patience": 0.1}, SHORT)]
+)
+async def test_a_run_waits_for_its_store_as_long_as_the_settings_say(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], longest: float
+) -> None:
+    monkeypatch.setattr(registry, "Patience", waits := Waits())
+    server = await bench.server(**settings)
+    recording = await server.start()
+    await eventually(lambda: recording.journal.written == 1)
+    assert waits == [longest]
+
+
+@pytest.mark.parametrize(("worked", "waits_for"), [(0.2, SHORT), (9.0, 9.0), (60.0, LEASE)])
+async def test_one_of_which_nothing_is_stored_waits_no_longer_than_it_has_worked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, worked: float, waits_for: float
+) -> None:
+    monkeypatch.setattr(registry, "Patience", waits := Waits())
+    server = await bench.server()
+    recording = server.make("r")
+
+    async def agent(outlet: Outlet) -> None:
+        recording.run_started -= worked
+        await outlet.write("some")
+
+    recording.script = Said(agent)
+    server.runs.start(recording)
+    await eventually(lambda: recording.journal.settled)
+    assert waits[0] == pytest.approx(waits_for, abs=0.5)
+
+
+@pytest.mark.usefixtures("short_pauses")
+async def test_a_run_goes_on_when_its_store_is_back(bench: Bench) -> None:
+    server = await bench.server(store=PlannedStore)
+    store: Any = server.storage.store
+    said = asyncio.Event()
+
+    async def agent(outlet: Outlet) -> None:
+        for word in ("1", "2", "3"):
+            await outlet.write(word)
+            await asyncio.sleep(0)
+        said.set()
+
+    recording = server.make("r", agent)
+    await recording.journal.begin(RunStatus.IN_PROGRESS)
+    store.away = True
+    server.runs.start(recording)
+    reader = asyncio.create_task(read(server, run()))
+    await within(said.wait())
+    await eventually(lambda: store.refused > 10)
+    assert "r" in server.runs.local
+    assert not reader.done()
+    store.away = False
+    assert await within(reader) == [b"1", b"2", b"3", b"done"]
+    assert await outcome(server) == ("completed", "done", ["1", "2", "3", "done"])
+
+
+@pytest.mark.usefixtures("short_pauses")
+async def test_a_run_is_cancelled_while_its_store_is_away_and_that_is_written_when_it_is_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(registry, "_CANCEL_WAIT", 0.02)
+    server = await bench.server(store=PlannedStore)
+    store: Any = server.storage.store
+    recording = await server.start()
+    await eventually(lambda: recording.journal.written == 1)
+    store.away = True
+    with pytest.raises(StorageUnavailableError):
+        await within(server.runs.cancel(run()))
+    assert recording.run.stop_reason is StopReason.CANCELLED
+    await eventually(lambda: recording.stopped_at == 0.0)
+    recording.check(time.monotonic() + 3600)
+    assert not recording.abandoned, "its agent has ended; what is left is to be written"
+    store.away = False
+    await ended(server)
+    assert await outcome(server) == ("cancelled", "cancelled", ["some", "cancelled"])
+    assert "does not end" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("is_background", "owner", "stops"), [(True, "alice", True), (True, "bob", False), (False, "alice", False)]
+)
+async def test_its_owner_stops_what_runs_here_in_the_background_without_the_store(
+    bench: Bench, is_background: bool, owner: str, stops: bool
+) -> None:
+    server = await bench.server()
+    recording = await server.start()
+    recording.room = server.runs.background.take("alice", 1) if is_background else None
+    server.runs.stop_here("r", owner)
+    server.runs.stop_here("another", owner)
+    assert (recording.run.stop_reason is StopReason.CANCELLED) is stops
+
+
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize("agent_ended", [False, True])
+async def test_a_server_whose_store_is_away_stops_all_the_same(bench: Bench, agent_ended: bool) -> None:
+    server, other = await bench.server(store=PlannedStore, cancel_grace=0.05), await bench.server()
+    store: Any = server.storage.store
+    recording = await server.start(agent=None if agent_ended else hang)
+    store.away = True
+    await eventually(lambda: store.refused > 5)
+    await within(server.runs.aclose())
+    assert recording.journal.closed
+    assert not [task for task in asyncio.all_tasks() if "Journal" in repr(task.get_coro())]
+    store.away = False
+    bench.clock.now += LEASE + 1
+    await other.bury_dead()
+    assert (await outcome(other))[1] == "failed:worker_lost"
+
+
+@pytest.mark.usefixtures("short_pauses")
+async def test_who_reads_at_another_server_waits_for_the_store_too(bench: Bench) -> None:
+    one, other = await bench.server(), await bench.server(store=PlannedStore)
+    store: Any = other.storage.store
+    recording = await one.start()
+    reader = asyncio.create_task(read(other, run()))
+    await eventually(lambda: recording.journal.written == 1)
+    store.away = True
+    await _sleep(0.03)
+    recording.stop(StopReason.CANCELLED)
+    await eventually(lambda: not one.runs.local)
+    assert not reader.done()
+    store.away = False
+    assert await within(reader) == [b"some", b"cancelled"]
+
+
 # --- reading
 
 
@@ -547,6 +738,50 @@ async def test_who_reads_what_others_go_on_with_sees_it_all(bench: Bench) -> Non
     assert await within(reader) == [b"some", b"failed:worker_lost"]
 
 
+async def test_who_reads_what_another_takes_up_sees_what_both_have_said_once(bench: Bench) -> None:
+    """At the server that lost it, at the one that has it, and at a third."""
+    losing, taking, third = await bench.server(), await bench.server(idempotent_models=["*"]), await bench.server()
+    recording = losing.make("r")
+    entry: Any = recording.journal.entry
+    entry.body = {"attempt": 1, "call": {}, "background": True}
+    await recording.journal.begin(RunStatus.IN_PROGRESS)
+    losing.runs.start(recording)
+    readers = [asyncio.create_task(read(server, run())) for server in (losing, taking, third)]
+    await eventually(lambda: recording.journal.written == 1)
+    bench.clock.now += LEASE + 1
+    await taking.renew()
+    await taking.bury_dead()
+    await losing.renew()
+    found = await within(asyncio.gather(*readers))
+    assert found == [[b"some", b"proceeds", b"hello", b"done"]] * 3
+    assert await outcome(third) == ("completed", "done", ["some", "proceeds", "hello", "done"])
+
+
+async def test_who_reads_what_nobody_takes_up_waits_as_long_as_a_run_does(bench: Bench) -> None:
+    server = await bench.server(store_patience=0.01)
+    recording = await server.start()
+    reader = asyncio.create_task(read(server, run()))
+    await eventually(lambda: recording.journal.written == 1)
+    recording.stop(StopReason.LEASE_LOST)
+    with pytest.raises(StorageUnavailableError):
+        await within(reader)
+
+
+async def test_who_was_taken_for_dead_may_take_up_its_own_run_and_its_readers_see_it_all(bench: Bench) -> None:
+    server = await bench.server(idempotent_models=["*"])
+    recording = server.make("r")
+    entry: Any = recording.journal.entry
+    entry.body = {"attempt": 1, "call": {}, "background": True}
+    await recording.journal.begin(RunStatus.IN_PROGRESS)
+    server.runs.start(recording)
+    reader = asyncio.create_task(read(server, run()))
+    await eventually(lambda: recording.journal.written == 1)
+    bench.clock.now += LEASE + 1
+    await server.renew()
+    await server.bury_dead()
+    assert await within(reader) == [b"some", b"proceeds", b"hello", b"done"]
+
+
 async def test_a_reader_of_what_was_deleted_comes_to_an_end(bench: Bench) -> None:
     one, other = await bench.server(), await bench.server()
     recording = await one.start()
@@ -556,6 +791,24 @@ async def test_a_reader_of_what_was_deleted_comes_to_an_end(bench: Bench) -> Non
     await within(reader)
     with pytest.raises(NotFoundError):
         await one.runs.reload(run())
+
+
+async def test_a_reader_that_stops_holds_no_more_than_the_events_it_was_given(bench: Bench) -> None:
+    server = await bench.server()
+    store = server.storage.store
+    log = AppendEvents(run="r", first=0, data=[b"some", b"more"])
+    await store.commit([Create(run("r", "completed", large=["megabytes"])), log])
+
+    def bodies() -> int:
+        gc.collect()
+        return sum(isinstance(one, dict) and one.get("large") == ["megabytes"] for one in gc.get_objects())
+
+    async with aclosing(server.runs.follow(run(), -1)) as batches:
+        assert await anext(batches) == [b"some", b"more"]
+        # The threads of the store hold what they have done last.
+        await store.commit([Create(run("other", "completed"))])
+        await store.get("response", "other", None)
+        assert bodies() == 0
 
 
 async def test_a_record_is_reloaded_as_it_is_now(bench: Bench) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from agentrun_server.runs.entry import Outcome
+from agentrun_server.runs.item_record import item_record
 from agentrun_server.runs.response_entry import ResponseEntry, ended_body
 from agentrun_server.runs.run import RunStatus
-from agentrun_server.storage.contracts import Change, Create, Lease, Record, Update
+from agentrun_server.storage.contracts import Change, Create, Lease, Update
 from tests.runs.doubles import Counter
 
 LEASE = Lease("worker:w", "w", 7)
@@ -40,7 +41,7 @@ def ended(
 
 
 def item(identity: str, parent: str, body: dict[str, Any] | None = None) -> Create:
-    return Create(Record(kind="item", id=identity, owner="alice", parent=parent, body=body or {}))
+    return item_record("alice", parent, identity, body or {})
 
 
 def test_one_that_proceeds_says_so_and_still_has_its_worker() -> None:
@@ -89,7 +90,7 @@ def test_what_is_in_the_way_is_left_out_step_by_step() -> None:
     assert turn.give_way()
     first, second, answer, _ = ended(turn)
     assert first == item("msg_made", "c", MADE)
-    assert second == item("msg_1", "c", {**THEIRS, "id": "msg_1"}), "somebody has an item with the client's id"
+    assert second == item("msg_1", "c", {**THEIRS, "id": "msg_1"}), "there is an item with the client's id"
     assert answer == item("msg_answer", "c", ANSWER)
     assert turn.give_way()
     assert ended(turn) == [], "the conversation is gone"

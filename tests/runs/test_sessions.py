@@ -50,13 +50,13 @@ async def session(sessions: Sessions) -> StoredSession:
     return sessions.open("chat-1")
 
 
-def sessions_in(storage: Storage, clock: Clock, collection: str = "memory") -> Sessions:
+def sessions_in(storage: Storage, clock: Clock, collection: str = "memory", *, ttl: float | None = None) -> Sessions:
     turns = Turns(opened(storage), "w1", look_every=60.0)
 
     async def find_turns() -> Turns:
         return turns
 
-    return Sessions(opened(storage), find_turns, collection, clock=clock)
+    return Sessions(opened(storage), find_turns, collection, ttl=ttl, clock=clock)
 
 
 def user(text: str) -> Message:
@@ -442,6 +442,11 @@ async def test_what_is_too_long_to_be_remembered_is_kept_as_its_text_cut(session
     assert len(answer.text) > MAX_MESSAGE_BYTES // 8
 
 
+async def test_what_is_no_json_is_kept_as_its_text(session: StoredSession) -> None:
+    await session.end_turn([Message(role="user", content="Hello", score=float("inf"), tags={"a", "b"})])
+    assert await session.load_async() == [{"role": "user", "content": "Hello"}]
+
+
 async def test_a_store_that_is_away_does_not_spoil_an_answer(
     storage: Storage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -496,3 +501,146 @@ async def test_a_session_a_client_comes_back_to_stays(sessions: Sessions, storag
     clock.now += 400 * DAY
     await storage.store.sweep()
     assert texts(await back.load_async()) == ["Hello", "Hi!", "Still there?"]
+
+
+# --- how long a session stays
+
+TTL = 100 * DAY
+
+
+@pytest.fixture
+def ageing(storage: Storage, clock: Clock) -> Sessions:
+    """Return sessions that stay for a hundred days."""
+    return sessions_in(storage, clock, ttl=TTL)
+
+
+async def age(storage: Storage, clock: Clock, days: float) -> list[Record]:
+    """Let days pass, and sweep; return what is left."""
+    clock.now += days * DAY
+    while await storage.store.sweep():
+        pass
+    return await stored(storage)
+
+
+async def writes(storage: Storage, clock: Clock, doing: Callable[[], Awaitable[object]]) -> int:
+    """Return how often the session was written in so doing."""
+    before = await storage.store.list("session", None)
+    await doing()
+    after = await storage.store.list("session", None)
+    return after.records[0].version - before.records[0].version
+
+
+async def test_a_session_that_nobody_uses_goes_with_all_that_is_in_it(
+    ageing: Sessions, storage: Storage, clock: Clock
+) -> None:
+    session = ageing.open("chat-1")
+    await session.take_turn("r", wait=0)
+    await session.update_state_async(visits=1)
+    await session.end_turn([HELLO, HI])
+    assert len(await age(storage, clock, 99)) == 3
+    assert await age(storage, clock, 2) == []
+    assert await ageing.open("chat-1").get_state_async() == {}
+
+
+async def test_every_turn_is_a_use(ageing: Sessions, storage: Storage, clock: Clock) -> None:
+    for number in range(5):
+        session = ageing.open("chat-1")
+        await session.take_turn(f"r{number}", wait=0)
+        await session.end_turn()
+        assert len(await age(storage, clock, 99)) == 1
+    assert await age(storage, clock, 2) == []
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda session: session.append_async(HELLO),
+        lambda session: session.update_state_async(n=1),
+        lambda session: session.load_async(),
+        lambda session: session.get_state_async(),
+    ],
+    ids=["append", "update_state", "load", "get_state"],
+)
+async def test_so_is_what_an_agent_does_without_a_turn(
+    ageing: Sessions, storage: Storage, clock: Clock, use: Callable[[StoredSession], Awaitable[object]]
+) -> None:
+    await ageing.open("chat-1").append_async(HELLO)
+    for _ in range(3):
+        assert await age(storage, clock, 99)
+        await use(ageing.open("chat-1"))
+    assert await age(storage, clock, 101) == []
+
+
+async def test_reading_writes_once_in_a_tenth_of_the_time(ageing: Sessions, storage: Storage, clock: Clock) -> None:
+    session = ageing.open("chat-1")
+    await session.append_async(HELLO)
+
+    async def read() -> None:
+        for _ in range(10):
+            await session.load_async()
+            await session.get_state_async()
+
+    assert await writes(storage, clock, read) == 0
+    clock.now += 9 * DAY
+    assert await writes(storage, clock, read) == 0
+    clock.now += 2 * DAY
+    assert await writes(storage, clock, read) == 1
+
+
+async def test_who_has_the_turn_writes_no_more_for_it(ageing: Sessions, storage: Storage, clock: Clock) -> None:
+    session = ageing.open("chat-1")
+    await session.append_async(HELLO)
+    clock.now += 50 * DAY
+    await session.take_turn("r", wait=0)
+
+    async def read_and_add() -> None:
+        await session.load_async()
+        await session.get_state_async()
+        await session.append_async(HI)
+
+    assert await writes(storage, clock, read_and_add) == 0
+    await session.end_turn()
+
+
+async def test_a_session_that_cannot_be_written_can_be_read(storage: Storage, clock: Clock) -> None:
+    store = Misbehaving(storage)
+    sessions = sessions_in(store.storage, clock, ttl=TTL)
+    await sessions.open("chat-1").append_async(HELLO)
+    clock.now += 50 * DAY
+    store.away = True
+    assert await sessions.open("chat-1").load_async() == [HELLO]
+    assert await sessions.open("chat-1").get_state_async() == {}
+
+
+@pytest.mark.parametrize(("ttl", "days"), [(TTL, 1), (None, 1), (DAY / 2, 0.5)])
+async def test_one_that_nobody_can_know_stays_a_day_at_most(
+    storage: Storage, clock: Clock, ttl: float | None, days: float
+) -> None:
+    session = sessions_in(storage, clock, ttl=ttl).open("made-up", given=False)
+    await session.append_async(HELLO)
+    await session.update_state_async(n=1)
+    await session.load_async()
+    assert await age(storage, clock, days - 0.1)
+    await session.get_state_async()
+    assert await age(storage, clock, 0.2) == []
+
+
+@pytest.mark.parametrize(("ttl", "left"), [(TTL, 0), (None, 2)])
+async def test_one_a_client_comes_back_to_stays_as_long_as_any_without_a_turn(
+    storage: Storage, clock: Clock, ttl: float | None, left: int
+) -> None:
+    sessions = sessions_in(storage, clock, ttl=ttl)
+    await sessions.open("made-up", given=False).append_async(HELLO)
+    await sessions.open("made-up").load_async()
+    assert len(await age(storage, clock, 99)) == 2
+    assert len(await age(storage, clock, 2)) == left
+
+
+async def test_a_setting_that_is_changed_holds_from_the_next_use_on(storage: Storage, clock: Clock) -> None:
+    await sessions_in(storage, clock).open("chat-1").append_async(HELLO)
+    await sessions_in(storage, clock).open("chat-2").append_async(HELLO)
+    await sessions_in(storage, clock, ttl=DAY).open("chat-1").get_state_async()
+    assert [record.body.get("session_id") for record in await age(storage, clock, 2)] == ["chat-2", None]
+    await sessions_in(storage, clock, ttl=DAY).open("chat-2").load_async()
+    await sessions_in(storage, clock).open("chat-2").get_state_async()
+    assert len(await age(storage, clock, 1000)) == 2

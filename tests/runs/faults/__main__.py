@@ -115,8 +115,8 @@ class Faults:
             if outage is None:
                 yield "a disk that reports errors: not tried, there is no gcc"
                 continue
-            for lease in (1.5, _REAL_LEASE):
-                yield await outages.check_outage(await self.place(), outage, lease=lease)
+            for lease, patience in ((1.5, 1.5), (_REAL_LEASE, 1.5), (_REAL_LEASE, None)):
+                yield await outages.check_outage(await self.place(), outage, lease=lease, patience=patience)
 
     async def restart(self) -> AsyncIterator[str]:
         """Start a server with a large store."""

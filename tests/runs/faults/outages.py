@@ -23,6 +23,7 @@ from tests.runs.faults.clients import (
     poll,
     resume,
     stream,
+    text_of,
     wait_until,
 )
 from tests.runs.faults.server import question
@@ -97,24 +98,33 @@ def broken_sync(folder: Path) -> Outage | None:
     return Outage("the disk reports errors", begin, str(library))
 
 
-async def check_outage(place: Place, outage: Outage, *, lease: float, pieces: int = 600) -> str:
-    """Take the store away while it is used, and give it back; streams of so many pieces last longer than that."""
-    async with place.serve(worker_lease=lease, counted=False, preload=outage.preload) as replica:
+async def check_outage(
+    place: Place, outage: Outage, *, lease: float, patience: float | None = None, pieces: int = 600
+) -> str:
+    """Take the store away while it is used, and give it back; streams of so many pieces last longer than that.
+
+    With `patience` for longer than a run waits for its store, which is given up then; without, runs wait for it.
+    """
+    async with place.serve(
+        worker_lease=lease, store_patience=patience or lease, counted=False, preload=outage.preload
+    ) as replica:
         port = replica.port
         before = await create(port, input=question("before", 3, 0))
         conversation = (await ask(port, "POST", "/v1/conversations", {})).json()["id"]
-        background = (await create(port, input=question("b", 100_000, 0.01), background=True)).json()["id"]
+        count = 100_000 if patience else pieces
+        background = (await create(port, input=question("b", count, 0.01), background=True)).json()["id"]
         shown, unstored, chat = Stream(), Stream(), Stream()
         long = {"model": "speaker", "stream": True}
         running = [
             asyncio.create_task(stream(port, "POST", path, {**long, **more}, seen=seen))
             for path, more, seen in (
-                (RESPONSES, {"input": question("s", 100_000, 0.01)}, shown),
+                (RESPONSES, {"input": question("s", count, 0.01)}, shown),
                 (RESPONSES, {"input": question("u", pieces, 0.01), "store": False}, unstored),
                 ("/v1/chat/completions", {"messages": [_user("c", pieces, 0.01)]}, chat),
             )
         ]
         await wait_until(lambda: _all_begun(shown, unstored, chat), 10, "all streams have begun")
+        away = time.monotonic()
         with outage.begin(place, replica):
             refusals = [
                 {"background": True},
@@ -126,28 +136,35 @@ async def check_outage(place: Place, outage: Outage, *, lease: float, pieces: in
             waited = await asyncio.gather(*(_refused(port, fields) for fields in refusals), _refused(port, {}, key="k"))
             known = await get(port, before.json()["id"])
             assert known == before.json(), "what is there can be read"
-            await running[0]  # cannot be written any more
+            if patience:
+                await running[0]  # cannot be written any more
             unstored_answer = await create(port, input=question("x", 2, 0), store=False)
             assert unstored_answer.status == 200, unstored_answer
         over = time.monotonic()
-        await asyncio.gather(*running[1:])
+        await asyncio.gather(*running)
         assert unstored.is_done
         assert chat.is_done
         recovered = await wait_until(lambda: _is_stored(port), 30, "it stores again")
         ends = {}
-        for identity in (background, shown.id):
+        for identity, tag in ((background, "b"), (shown.id, "s")):
             ended = await poll(port, identity, 60, 0.1)
             ends[identity] = time.monotonic() - over
-            assert ended["status"] == "failed", ended
             log = (await resume(port, identity)).events
             numbers = [body_of(event)["sequence_number"] for event in log[:-1]]
             assert numbers == list(range(len(numbers)))
-        last = next(at for at, event in enumerate(shown.events) if event.startswith(b"event: error"))
+            if patience:
+                assert ended["status"] == "failed", ended
+            else:
+                assert ended["status"] == "completed", ended
+                assert text_of(ended) == "".join(f"{tag}:{number} " for number in range(count)), "all of it, once"
+        last = next((at for at, event in enumerate(shown.events) if event.startswith(b"event: error")), None)
+        assert (last is not None) == bool(patience), shown.events[-3:]
         assert shown.events[:last] == log[:last], "what was shown is in the log"
         assert shown.is_done, shown.events[-2:]
     return (
-        f"{outage.name}: refused within {max(waited):.1f} s, streams that are not stored went on, stored again"
-        f" {recovered:.1f} s and all runs ended {max(ends.values()):.1f} s after it was over"
+        f"{outage.name}, for {over - away:.1f} s: refused within {max(waited):.1f} s, streams that are not stored went"
+        f" on, stored again {recovered:.1f} s and all runs {'failed' if patience else 'completed'}"
+        f" {max(ends.values()):.1f} s after it was over"
     )
 
 
