@@ -193,6 +193,8 @@ class ServerConfig:
     """Sync agents running at once; each has a thread of its own. More wait in the queue."""
     max_websockets: int = _setting("max_websockets", _int, 1000)
     """WebSockets of one process; each may run 16 responses at once."""
+    max_websockets_per_owner: int | None = _setting("max_websockets_per_owner", _optional_int, 250)
+    """Those of one caller; None: no limit of its own. Without authentication nobody is told from others."""
     drain_timeout: float = _setting("drain_timeout", _float, 30.0)
     """After SIGTERM, open answers may finish for this long."""
 
@@ -243,6 +245,8 @@ class ServerConfig:
     all. ``required``: nobody may use a model without its scope."""
     trusted_proxies: Sequence[str] = _setting("trusted_proxies", _list, ())
     """Networks (CIDR) of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed."""
+    trusted_hosts: Sequence[str] = _setting("trusted_hosts", _list, ())
+    """Hosts under which the server answers, exact or as ``*.example.com``; none, or ``*``: any."""
 
     # --- how much each caller may ask for
     rate_limit_requests: float | None = _setting("rate_limit_requests", _optional_float, None)
@@ -269,17 +273,26 @@ class ServerConfig:
     store_durable: bool = _setting("store_durable", _bool, True)
     """SQLite: sync to the disk before anything is acknowledged, so that not even a power cut loses it."""
     store_ttl: float | None = _setting("store_ttl", _optional_float, 30 * 24 * 3600.0)
-    """Delete responses and completions this long after they were last used; conversations and sessions stay."""
+    """Delete responses and completions this long after they were last used; conversations stay."""
+    session_ttl: float | None = _setting("session_ttl", _optional_float, 90 * 24 * 3600.0)
+    """Delete a session this long after it was last used, with all that is in it."""
     store_max_bytes: int | None = _setting("store_max_bytes", _optional_int, None)
     """Delete the oldest responses and completions when the store is larger."""
     bus_redis_url: str | None = _setting("bus_redis_url", _optional_text, None, secret=True)
     """Redis by which replicas wake each other; without it they look into the store every second."""
     worker_lease: float = _setting("worker_lease", _float, 30.0)
     """A worker that has not been heard of for this long is dead, and others end its runs or run them again."""
+    store_patience: float | None = _setting("store_patience", _optional_float, None)
+    """A run whose store is away waits for it this long; None: for `worker_lease`, when it is others' at the latest."""
     idempotent_models: Sequence[str] = _setting("idempotent_models", _list, ())
     """Models whose background runs are run again when their worker dies, up to three times; ``*`` for all."""
     max_background_runs: int = _setting("max_background_runs", _int, 1024)
     """Background runs of one process, running and queued."""
+    max_background_runs_per_owner: int | None = _setting("max_background_runs_per_owner", _optional_int, 256)
+    """Those of one caller, who may have the same share of `max_background_bytes`; None: no limit of its own. Without
+    authentication nobody is told from others."""
+    max_background_bytes: int = _setting("max_background_bytes", _int, 256 * 1024 * 1024)
+    """What the background runs of one process were asked, together, with what was said before."""
     conversation_busy: Literal["wait", "refuse"] = _setting("conversation_busy", _choice("wait", "refuse"), "wait")
     """What happens to a turn of a conversation while another one runs: it waits, or is answered 409."""
     conversation_wait: float = _setting("conversation_wait", _float, 60.0)
@@ -304,14 +317,23 @@ class ServerConfig:
         """Refuse values that cannot work, so that a typing slip shows at start and not under load."""
         for name in ("max_concurrent_runs", "max_sync_threads", "max_body_bytes", "max_header_bytes",
                      "max_header_count", "max_messages", "max_choices", "max_output_bytes",
-                     "max_background_runs", "max_websockets"):  # fmt: skip
+                     "max_background_runs", "max_background_bytes", "max_websockets"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1")
+        for name in ("max_background_runs_per_owner", "max_websockets_per_owner"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} must be at least 1, or None for no limit of its own")
         for name in ("heartbeat_interval", "first_event_timeout", "run_timeout", "write_timeout",
-                     "body_timeout", "header_timeout", "store_ttl", "worker_lease", "idempotency_ttl"):  # fmt: skip
+                     "body_timeout", "header_timeout", "store_ttl", "session_ttl", "worker_lease",
+                     "idempotency_ttl"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigurationError(f"{name} must be more than 0 seconds (or None, where a limit can be off)")
+        if self.store_patience is not None and not 0 < self.store_patience <= self.worker_lease:
+            raise ConfigurationError(
+                "store_patience must be more than 0 seconds, and not more than worker_lease: then the run is others'"
+            )
         for name in ("rate_limit_requests", "rate_limit_tokens", "auth_max_lifetime"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):

@@ -94,6 +94,12 @@ class TestChecks:
         with pytest.raises(ConfigurationError, match=name):
             ServerConfig(**{name: value})
 
+    @pytest.mark.parametrize("value", [0, -1, 30.5, math.nan, math.inf])
+    def test_a_run_waits_for_its_store_no_longer_than_it_is_its_worker_s(self, value: float) -> None:
+        assert ServerConfig(store_patience=30, worker_lease=30).store_patience == 30
+        with pytest.raises(ConfigurationError, match="store_patience"):
+            ServerConfig(store_patience=value, worker_lease=30)
+
     @pytest.mark.parametrize(
         "name", ["max_queued_runs", "queue_timeout", "cancel_grace", "drain_timeout", "response_hold"]
     )

@@ -23,8 +23,9 @@ from agentrun_server.cli.settings import (
     resolve,
     setting_options,
     value_text,
+    warn_of_unknown,
 )
-from agentrun_server.config import ENV_PREFIX, ServerConfig
+from agentrun_server.config import ServerConfig
 from agentrun_server.errors import ConfigurationError
 from agentrun_server.storage.opening import HIDDEN, shown_storage_url, shown_url
 
@@ -68,20 +69,6 @@ def _shown(setting: Setting, value: Any, environ: Mapping[str, str]) -> Any:
     return shown_url(value) if setting.name.endswith("_url") else HIDDEN
 
 
-def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return variables that look like a mistyped setting, each with the one that was probably meant."""
-    import difflib
-
-    known = {setting.variable for setting in _SETTINGS}
-    pairs: list[tuple[str, str]] = []
-    for name in sorted(environ):
-        if name.startswith(ENV_PREFIX) and name.removesuffix("_FILE") not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-            if near:
-                pairs.append((name, near[0]))
-    return pairs
-
-
 @click.command("config", cls=SectionedCommand, short_help="Show the settings and where they come from.")
 @env_file_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -104,8 +91,7 @@ def config_command(env_file: str | None, as_json: bool, **params: Any) -> None:
         click.echo(json.dumps({row.setting.name: _as_json(row) for row in rows}, indent=2))
     else:
         _print_table(rows)
-    for name, meant in unknown_variables(environ):
-        click.echo(f"Warning: {name} is not a setting; did you mean {meant}?", err=True)
+    warn_of_unknown(_SETTINGS, environ)
 
 
 def _check_together(rows: list[Row]) -> None:

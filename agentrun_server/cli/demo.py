@@ -6,7 +6,7 @@ from dataclasses import replace
 import click
 
 from agentrun_server.cli import listen
-from agentrun_server.cli.run import Network, prepare, serve_app
+from agentrun_server.cli.run import Network, answer_here_only, prepare, serve_app
 from agentrun_server.cli.settings import NETWORK_SETTINGS, SERVER_SETTINGS, origin_of, setting_options
 
 __all__ = ["MODEL", "banner", "demo_command", "python_snippet"]
@@ -82,6 +82,7 @@ def demo_command(**params: object) -> None:
         network = replace(network, workers=1, uds=None, root_path="", ssl_certfile=None, ssl_keyfile=None)
     except listen.AddressError as exc:
         raise click.ClickException(str(exc)) from exc
+    answer_here_only(network)
 
     from agentrun_server import AgentRunServer
     from agentrun_server.cli.demo_agent import demo_agent

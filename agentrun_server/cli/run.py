@@ -24,15 +24,17 @@ from agentrun_server.cli.settings import (
     apply,
     env_file_option,
     flag_values,
+    origin_of,
     read_env_file,
     resolve,
     setting_options,
+    warn_of_unknown,
 )
 from agentrun_server.cli.target import TargetError, check_target, load_app, print_target_error
 from agentrun_server.config import ServerConfig
 from agentrun_server.errors import ConfigurationError
 
-__all__ = ["DEV_PRESETS", "Network", "dev_command", "network_of", "prepare", "run_command"]
+__all__ = ["DEV_PRESETS", "Network", "answer_here_only", "dev_command", "network_of", "prepare", "run_command"]
 
 DEV_PRESETS = {
     "AGENTRUN_LOG_FORMAT": "text",
@@ -41,6 +43,9 @@ DEV_PRESETS = {
     "AGENTRUN_DRAIN_TIMEOUT": "1",
 }
 """What `dev` sets unless it is set elsewhere. The short drain: a reload waits for no long answer."""
+
+_HERE = ("localhost", "*.localhost", "127.0.0.1", "::1")
+"""Names that lead nowhere but to this machine (RFC 6761, section 6.3)."""
 
 _ALL = (*NETWORK_SETTINGS, *TARGET_SETTINGS, *SERVER_SETTINGS)
 
@@ -77,6 +82,7 @@ def prepare(params: Mapping[str, Any], env_file: str | None, presets: Mapping[st
     """Put flags, ``.env`` and `presets` into the environment, and refuse settings that cannot work."""
     flags = flag_values(_ALL, params)
     apply(_ALL, os.environ, flags=flags, env_file=read_env_file(env_file), presets=presets)
+    warn_of_unknown(_ALL, os.environ)
     if params.get("uds") and (params.get("host") or params.get("port")):
         raise click.UsageError("--uds takes the place of --host and --port")
     try:
@@ -103,7 +109,8 @@ def run_command(target: str | None, env_file: str | None, reload: bool, **params
     app in app.py or main.py.
 
     Every option that is not about TARGET can be given as an environment variable: AGENTRUN_ and its name,
-    as in AGENTRUN_PORT. A flag wins over the environment, the environment over .env.
+    as in AGENTRUN_PORT. A flag wins over the environment, the environment over .env. What may hold a secret
+    has a variable alone, as AGENTRUN_STORE_URL and AGENTRUN_AUTH_JWT_KEY; `config` lists them all.
     """
     network = prepare(params, env_file)
     if reload and params.get("workers"):
@@ -127,7 +134,19 @@ def dev_command(target: str | None, env_file: str | None, **params: Any) -> None
         network = network_of(os.environ)
     if network.uds is None and not _is_loopback(network.host):
         raise click.UsageError("dev listens on this machine only; to be reached from others, use run")
+    answer_here_only(network)
     _serve(target, network, reload=True)
+
+
+def answer_here_only(network: Network) -> None:
+    """Let a server that listens on the loopback answer under names of this machine alone, unless they are set.
+
+    Nobody else reaches it, but web pages do, by a name of their own that points here.
+    """
+    setting = next(setting for setting in SERVER_SETTINGS if setting.name == "trusted_hosts")
+    is_set = origin_of(setting, os.environ, {})[1] != "default"
+    if network.uds is None and _is_loopback(network.host) and not is_set:
+        os.environ[setting.variable] = ",".join((*_HERE, network.host))
 
 
 def _is_loopback(host: str) -> bool:

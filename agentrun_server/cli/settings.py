@@ -38,6 +38,7 @@ __all__ = [
     "resolve",
     "setting_options",
     "value_text",
+    "warn_of_unknown",
 ]
 
 Kind = Literal["value", "switch", "list", "path"]
@@ -316,6 +317,7 @@ _DESCRIPTIONS: Mapping[str, tuple[str, str, str]] = {
     "queue_timeout": (_ADMISSION, "Time a request may wait for a place.", "SECONDS"),
     "max_sync_threads": (_ADMISSION, "Sync agents running at once; each has a thread of its own.", "N"),
     "max_websockets": (_ADMISSION, "WebSockets of one process.", "N"),
+    "max_websockets_per_owner": (_ADMISSION, "Those of one caller; 'none' for no limit of its own.", "N"),
     "drain_timeout": (_ADMISSION, "After SIGTERM, open answers may finish for so long.", "SECONDS"),
     "max_body_bytes": (_REQUEST, "Largest request body.", "BYTES"),
     "body_timeout": (_REQUEST, "Time without progress in which a body must arrive.", "SECONDS"),
@@ -340,6 +342,7 @@ _DESCRIPTIONS: Mapping[str, tuple[str, str, str]] = {
     "auth_public_paths": (_CALLERS, "Paths that need no credential, joined by commas.", "PATHS"),
     "auth_model_scopes": (_CALLERS, "Whether a caller needs the scope 'models:NAME' to use a model.", ""),
     "trusted_proxies": (_CALLERS, "Networks of proxies whose X-Forwarded-For is believed, joined by commas.", "CIDR"),
+    "trusted_hosts": (_CALLERS, "Hosts under which the server answers, joined by commas; '*' any.", "HOSTS"),
     "rate_limit_requests": (_CALLERS, "Requests a minute for each caller.", "N"),
     "rate_limit_tokens": (_CALLERS, "Tokens a minute for each caller.", "N"),
     "rate_limit_redis_url": (_CALLERS, "Redis that holds the limits of all processes together.", ""),
@@ -349,11 +352,15 @@ _DESCRIPTIONS: Mapping[str, tuple[str, str, str]] = {
     "store_url": (_STORE, "Where responses and conversations are kept: sqlite, sqlite:///PATH, postgresql://….", ""),
     "store_durable": (_STORE, "SQLite: sync to the disk before anything is acknowledged.", ""),
     "store_ttl": (_STORE, "Delete responses so long after they were last used; 'none' never.", "SECONDS"),
+    "session_ttl": (_STORE, "Delete sessions so long after they were last used; 'none' never.", "SECONDS"),
     "store_max_bytes": (_STORE, "Delete the oldest responses when the store is larger; 'none' never.", "BYTES"),
     "bus_redis_url": (_STORE, "Redis by which replicas wake each other.", ""),
     "worker_lease": (_STORE, "Take a worker for dead that has not been heard of for so long.", "SECONDS"),
+    "store_patience": (_STORE, "Let runs wait so long for a store that is away; 'none': --worker-lease.", "SECONDS"),
     "idempotent_models": (_STORE, "Models that are run again when their worker dies, joined by commas.", "MODELS"),
     "max_background_runs": (_STORE, "Background runs of one process, running and queued.", "N"),
+    "max_background_runs_per_owner": (_STORE, "Those of one caller; 'none' for no limit of its own.", "N"),
+    "max_background_bytes": (_STORE, "What background runs of one process were asked, together.", "BYTES"),
     "conversation_busy": (_STORE, "What a turn does while another one of its conversation runs.", ""),
     "conversation_wait": (_STORE, "Time a turn waits for the one before it.", "SECONDS"),
     "idempotency_ttl": (_STORE, "Time an Idempotency-Key is remembered with its answer.", "SECONDS"),
@@ -472,6 +479,18 @@ def apply(
         environ[name] = value
         origins[name] = "flag"
     return origins
+
+
+def warn_of_unknown(settings: Sequence[Setting], environ: Mapping[str, str]) -> None:
+    """Point at variables that look like a mistyped one of `settings`, on stderr; other programs may have theirs."""
+    known = {setting.variable for setting in settings}
+    for name in sorted(environ):
+        if name.startswith(ENV_PREFIX) and known.isdisjoint((name, name.removesuffix("_FILE"))):
+            import difflib
+
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if near:
+                click.echo(f"Warning: {name} is not a setting; did you mean {near[0]}?", err=True)
 
 
 def _is_set(name: str, settings: Sequence[Setting], environ: Mapping[str, str]) -> bool:

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Literal, cast
 
+from agentrun_server.errors import ConfigurationError
+
 __all__ = [
     "ATTRIBUTES",
     "Target",
@@ -373,7 +375,6 @@ def as_app(obj: Any, *, where: str, factory: bool = False) -> Any:
     if kind_of(obj, where=where) == "asgi":
         return obj
     from agentrun_server import AgentRunServer
-    from agentrun_server.errors import ConfigurationError
 
     try:
         return AgentRunServer(invoke_agent=obj)
@@ -469,16 +470,30 @@ def _describe(obj: Any) -> str:
 
 
 def print_target_error(error: TargetError) -> None:
-    """Write `error` to stderr; what the user's own code raised comes with its traceback."""
+    """Write `error` to stderr; what the user's code raised comes with its traceback, a wrong setting with its line."""
     if isinstance(error, TargetRaisedError) and error.__cause__ is not None:
         import traceback
 
         cause = error.__cause__
         frames = _users_frames(cause.__traceback__)
+        if isinstance(cause, ConfigurationError):  # the settings are wrong, not the code
+            print(f"Error: {_place(frames)}{cause}", file=sys.stderr)
+            return
         traceback.print_exception(type(cause), cause, frames)
         if isinstance(cause, ModuleNotFoundError):
             print(f"(searched by {sys.executable})", file=sys.stderr)
     print(f"Error: {error}", file=sys.stderr)
+
+
+def _place(frames: TracebackType | None) -> str:
+    """Return the last line of the user's own that led to an error of ours."""
+    place = ""
+    while frames is not None:
+        code, module = frames.tb_frame.f_code, frames.tb_frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in ("agentrun_server", "importlib"):
+            place = f"{code.co_filename}:{frames.tb_lineno}: "
+        frames = frames.tb_next
+    return place
 
 
 def _users_frames(tb: TracebackType | None) -> TracebackType | None:

@@ -8,6 +8,7 @@ documentation, routes added to `.app`. It is imported when one of these is wante
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,7 +44,7 @@ from agentrun_server.server.exchange import (
     principal_of,
     refuse_websocket,
 )
-from agentrun_server.server.front import VERIFY_PATH, authentication, rate_limit, verify
+from agentrun_server.server.front import VERIFY_PATH, authentication, rate_limit, trusted_hosts, verify
 from agentrun_server.server.protocols import AgentInvoker, OpenAIProtocolHandler, ProtocolHandler, caller
 from agentrun_server.server.services import Services
 from agentrun_server.server.websocket.origin import OriginGuard
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from agentrun_server.server.http.protocol import HttpLimits
     from agentrun_server.server.keeper import Keeper
     from agentrun_server.server.websocket.head import WebSockets
+    from agentrun_server.storage.opening import Storage
 
 __all__ = ["AgentRunServer", "MiddlewareEntry"]
 
@@ -100,6 +102,9 @@ class AgentRunServer:
         middleware: ASGI middleware, outermost first, as Starlette's ``Middleware(cls, …)``. It stands in front of every
             route but the probes, between the authentication and the rate limit that the settings ask for.
         lifespan: an async context manager that is entered with this server at start and left at shutdown.
+        store: where responses, conversations and sessions are kept, in place of what the settings say: a URL as in
+            ``store_url``; or a `Storage` that is open, as `open_storage` returns it, which several servers of one event
+            loop may share, and which stays open when this one stops.
 
     Raises:
         ConfigurationError: an argument cannot work.
@@ -114,8 +119,13 @@ class AgentRunServer:
         *,
         middleware: Iterable[MiddlewareEntry] = (),
         lifespan: "Callable[[AgentRunServer], AbstractAsyncContextManager[Any]] | None" = None,
+        store: "Storage | str | None" = None,
     ) -> None:
-        self.config = config = config if config is not None else ServerConfig()
+        config = config if config is not None else ServerConfig()
+        if isinstance(store, str):
+            config, store = replace(config, store_url=store), None
+        self.config = config
+        self._shared = store
         protocols = [OpenAIProtocolHandler(config)] if protocols is None else list(protocols)
         openai = next((p for p in protocols if isinstance(p, OpenAIProtocolHandler)), None)
         self._protocols = protocols
@@ -144,7 +154,7 @@ class AgentRunServer:
         self._memory = memory_collection_name or config.memory_collection_name
         self._check_store()
         self._services = Services(config, agents, self._admission, threads, self._sweeper, self._new_id)
-        keeps = None if config.store_url is None else lambda: self._keeper.chat
+        keeps = None if store is None and config.store_url is None else lambda: self._keeper.chat
         chat = ChatHandler(self._services, keeps, remembers=self._memory is not None)
         self._agents = agents
         served = openai if openai is not None and openai.config.enable else None
@@ -170,20 +180,25 @@ class AgentRunServer:
 
     def _check_store(self) -> None:
         config = self.config
-        if config.store_url is None:
+        if self._shared is not None:
+            from agentrun_server.storage.opening import Storage
+
+            if not isinstance(self._shared, Storage):
+                raise ConfigurationError("store is a URL, or a Storage as open_storage returns it")
+        elif config.store_url is None:
             if self._memory is not None:
                 raise ConfigurationError("memory_collection_name needs a store: store_url is none")
-        elif config.store_url != "sqlite":  # which is no URL to look at
-            from agentrun_server.storage.opening import check_storage_url
+        elif config.store_url != "sqlite" or config.bus_redis_url is not None:  # else there is no URL to look at
+            from agentrun_server.storage.opening import check_storage
 
-            check_storage_url(config.store_url)
+            check_storage(config.store_url, config.bus_redis_url)
 
     @cached_property
     def _keeper(self) -> "Keeper":
         """What outlives a request. Half of this package is behind it, which is imported when it is used or served."""
         from agentrun_server.server.keeper import Keeper
 
-        return Keeper(self._services, self._prefixes, self._memory, self, self.drain)
+        return Keeper(self._services, self._prefixes, self._memory, self, self.drain, self._shared)
 
     @property
     def _runs(self) -> "Runs | None":
@@ -193,18 +208,11 @@ class AgentRunServer:
         self._routes[path] = self._routes[f"{path}/"] = (method, handler)
 
     def _build_stack(self, middleware: Sequence[MiddlewareEntry]) -> ASGIApp:
-        """Return `_dispatch` behind the middleware, with a way past it for the probes; CORS stands before both."""
-        stack: ASGIApp = self._dispatch
-        for entry in reversed(middleware):
-            try:
-                stack = entry.cls(stack, *entry.args, **entry.kwargs)
-            except ValueError as exc:
-                raise ConfigurationError(str(exc)) from exc
+        """Return `_dispatch` behind the middleware, with a way past it for the probes. Before both: hosts, CORS."""
+        stack = _behind(middleware, self._dispatch)
         if middleware:
             stack = self._past_probes(stack)
-        for entry in _cors(self.config):
-            stack = entry.cls(stack, *entry.args, **entry.kwargs)
-        return stack
+        return _behind([*trusted_hosts(self.config, self.probes), *_cors(self.config)], stack)
 
     def _past_probes(self, stack: ASGIApp) -> ASGIApp:
         def app(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:  # no coroutine of its own
@@ -440,6 +448,7 @@ class AgentRunServer:
                 probes=self.probes,
                 lifespan=self.lifespan,
                 stack=self._through_stack,
+                unknown_url=unknown_url,
                 docs=self.config.docs,
             )
         return self._app
@@ -466,6 +475,16 @@ class AgentRunServer:
         from agentrun_server.server.serve import run
 
         run(self, host=host, port=port, log_level=log_level, **options)
+
+
+def _behind(middleware: Sequence[MiddlewareEntry], app: ASGIApp) -> ASGIApp:
+    """Return `app` behind the middleware, of which the first is the outermost."""
+    for entry in reversed(middleware):
+        try:
+            app = entry.cls(app, *entry.args, **entry.kwargs)
+        except ValueError as exc:
+            raise ConfigurationError(str(exc)) from exc
+    return app
 
 
 def unknown_url() -> NotFoundError:

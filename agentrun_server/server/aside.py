@@ -22,7 +22,7 @@ _DENSEST: Final = 1000
 """How much longer at most is what was packed."""
 
 
-async def aside(work: Callable[[], T], size: int) -> T:
+async def aside(work: Callable[[], T], size: float) -> T:
     """Return what `work` returns; it is done in a thread when it is about more than so many bytes."""
     return await asyncio.to_thread(work) if size > _LARGE else work()
 

@@ -44,8 +44,8 @@ class Attachment(Execution):
     """Binds one request, its run and its connection together. `encode_error` writes an error into a started stream."""
 
     __slots__ = (
-        "_beat", "_is_direct", "_push_direct", "_receive", "_send", "_watcher", "blocked_since", "body_received", "body_started", "disconnected",
-        "encode_error", "exchange", "finished", "is_watched", "started",
+        "_beat", "_is_direct", "_push_direct", "_receive", "_send", "_watcher", "blocked_since", "body_received",
+        "body_started", "disconnected", "encode_error", "exchange", "finished", "is_watched", "started",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig) -> None:

@@ -5,6 +5,8 @@ Imported only when wanted: FastAPI takes longer to import than the rest of the s
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -28,6 +30,7 @@ def build_app(
     probes: Mapping[str, ASGIApp],
     lifespan: Callable[[Any], AbstractAsyncContextManager[None]],
     stack: Callable[[ASGIApp], ASGIApp],
+    unknown_url: Callable[[], APIError],
     docs: bool,
 ) -> FastAPI:
     """Return a server as a FastAPI app.
@@ -38,6 +41,7 @@ def build_app(
         probes: apps by path.
         lifespan: of the server.
         stack: puts the server's middleware in front of an app, so that nothing is open that should not be.
+        unknown_url: returns the answer to a path that does not exist.
         docs: serve ``/docs`` and ``/openapi.json``.
     """
     app = FastAPI(
@@ -54,7 +58,7 @@ def build_app(
     for path, handler in probes.items():
         app.add_api_route(path, delegate(handler), methods=["GET"], tags=["health"], name=path[1:])
     app.add_exception_handler(APIError, _on_api_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(HTTPException, partial(_on_http_exception, unknown_url))
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_exception)
     return app
@@ -65,9 +69,11 @@ async def _on_api_error(_: Request, exc: Exception) -> Response:
     return error_response(exc)
 
 
-async def _on_http_exception(_: Request, exc: Exception) -> Response:
+async def _on_http_exception(unknown_url: Callable[[], APIError], _: Request, exc: Exception) -> Response:
     """Answer Starlette's own errors (404, 405 …) and those a user's route raises, in OpenAI's shape."""
     assert isinstance(exc, HTTPException), "registered for HTTPException"
+    if (exc.status_code, exc.detail) == (HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND.phrase):
+        return error_response(unknown_url())
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(exc.status_code)
     kind = "server_error" if exc.status_code >= 500 else "invalid_request_error"
     error = APIError(str(exc.detail), status_code=exc.status_code, type=kind, code=code)

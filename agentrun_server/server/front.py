@@ -1,14 +1,14 @@
 """The layer in front, from settings: whose requests pass, and how many. The middleware itself is `agentrun_middleware`.
 
-Callers are authenticated before any middleware of a user's own runs, and counted after it: it may be that which
-authenticates them.
+Before all else it is seen whether a request is meant for this server. Callers are authenticated before any middleware
+of a user's own runs, and counted after it: it may be that which authenticates them.
 
 A server without these settings has no such layer and pays nothing for it. Settings that would check nothing stop the
 server at its start: someone thinks they do.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from agentrun_server.server.exchange import EXCHANGE, answer_error, principal_of
 if TYPE_CHECKING:
     from agentrun_middleware.authentication import Verifier
 
-__all__ = ["VERIFY_PATH", "Entry", "authentication", "rate_limit", "verify"]
+__all__ = ["VERIFY_PATH", "Entry", "authentication", "rate_limit", "trusted_hosts", "verify"]
 
 VERIFY_PATH = "/auth/verify"
 """Where a gateway asks whether a request may pass (nginx: ``auth_request``)."""
@@ -35,6 +35,22 @@ class Entry:
     cls: Callable[..., Any]
     kwargs: dict[str, Any] = field(default_factory=dict)
     args: tuple[Any, ...] = ()
+
+
+def trusted_hosts(config: ServerConfig, probes: Collection[str]) -> list[Entry]:
+    """Return the middleware that says under which names the server answers; `probes` are paths that any may ask for.
+
+    Raises:
+        ConfigurationError: the setting contradicts itself.
+    """
+    hosts = config.trusted_hosts
+    if "*" in hosts and len(hosts) > 1:
+        raise ConfigurationError('trusted_hosts: "*" is every host already; name hosts or use "*" alone')
+    if not hosts or "*" in hosts:
+        return []
+    from agentrun_middleware.trusted_hosts import TrustedHostsMiddleware
+
+    return [Entry(TrustedHostsMiddleware, {"hosts": hosts, "exempt_paths": probes})]
 
 
 def authentication(config: ServerConfig) -> list[Entry]:

@@ -3,6 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from agentrun_server.core import messages
 from agentrun_server.core.request import AgentRequest, Headers
 from agentrun_server.core.usage import utf8_size
 from agentrun_server.errors import (
@@ -13,7 +14,7 @@ from agentrun_server.errors import (
 )
 from agentrun_server.observability.logs import get_logger
 from agentrun_server.runs.failure import agent_failure, without_retry
-from agentrun_server.runs.run import RunStatus, StopReason
+from agentrun_server.runs.run import TERMINAL, RunStatus, StopReason
 from agentrun_server.server.asgi import Message, Receive, Scope, Send
 from agentrun_server.server.attachment import Attachment, ClientLeftError
 from agentrun_server.server.exchange import EXCHANGE, Exchange
@@ -65,9 +66,9 @@ class RunHandler:
                 raise
             else:
                 await attachment.fail(self._failed(attachment, "the agent cancelled itself"))
-        except GeneratorExit:
-            raise  # the event loop is gone, and nothing can be waited for
         except BaseException as exc:  # agents raise SystemExit too, and groups of anything
+            if isinstance(exc, GeneratorExit) and attachment.is_thrown_away:
+                raise
             await attachment.fail(self._failed(attachment, exc))
             if isinstance(exc, KeyboardInterrupt):
                 raise  # it may be the user's, where no server has caught the signal
@@ -101,7 +102,8 @@ class RunHandler:
     def _close(self, attachment: Attachment) -> None:
         """Bring the run to a terminal state, and note for the log how it went."""
         run = attachment.run
-        run.move(RunStatus.CANCELLED)
+        if not attachment.reads_log:  # else it is another's, and may go on
+            run.move(RunStatus.CANCELLED)
         request = attachment.request
         if request is None:
             return
@@ -110,7 +112,7 @@ class RunHandler:
         facts: dict[str, Any] = {"model": request.model, "stream": request.stream, "run": run.status}
         if attachment.first_event:
             facts["first_event_ms"] = round((attachment.first_event - attachment.run_started) * 1000, 1)
-        if run.stop_reason is not None:
+        if run.stop_reason is not None and run.status in TERMINAL:
             facts["stopped"] = run.stop_reason
         elif attachment.disconnected:
             facts["client_left"] = True  # and the run went on without it
@@ -154,11 +156,12 @@ def _is_unasked(headers: Headers) -> bool:
 
 
 def prompt_tokens(request: AgentRequest) -> int:
-    """Estimate the tokens of the question, at four bytes each."""
+    """Estimate the tokens of the question, at four bytes each. What the agent has added to it may be anything."""
     size = 0
     for message in request.messages:
-        content = message.get("content")
-        size += utf8_size(content if type(content) is str else message.text)
+        if isinstance(message, messages.Message):
+            content = message.get("content")
+            size += utf8_size(content if type(content) is str else message.text)
     return (size + 3) // 4
 
 

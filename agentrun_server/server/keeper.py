@@ -24,7 +24,7 @@ from agentrun_server.server.responses.stored import StoredResponses
 from agentrun_server.server.routing import Routes
 from agentrun_server.server.services import Services
 from agentrun_server.storage.contracts import Record
-from agentrun_server.storage.opening import Storage, open_storage
+from agentrun_server.storage.opening import Storage, open_storage, storage_is_there
 
 __all__ = ["Keeper"]
 
@@ -38,15 +38,22 @@ class Keeper:
         memory: under which name sessions are kept; None: they are off.
         app: the server itself.
         drain: of the server.
+        shared: the storage, when it is others' too; None: one of our own, as the settings say.
     """
 
     def __init__(
-        self, services: Services, prefixes: tuple[str, ...], memory: str | None, app: ASGIApp, drain: Drain
+        self,
+        services: Services,
+        prefixes: tuple[str, ...],
+        memory: str | None,
+        app: ASGIApp,
+        drain: Drain,
+        shared: Storage | None = None,
     ) -> None:
         config = services.config
-        self.runs = runs = None if config.store_url is None else _make_runs(services, config.store_url)
+        self.runs = runs = _make_runs(services, shared)
         if runs is not None and memory is not None:
-            services = replace(services, sessions=_make_sessions(runs, memory))
+            services = replace(services, sessions=_make_sessions(runs, memory, config.session_ttl))
         self._services = services
         self._chat = None if runs is None else KeptChat(services, runs)
         self.routes = Routes(prefixes)
@@ -78,18 +85,27 @@ class Keeper:
                 routes.add(method, path, resource(_nothing_to_show, services))
 
 
-def _make_runs(services: Services, store_url: str) -> Runs:
+def _make_runs(services: Services, shared: Storage | None) -> Runs | None:
     config = services.config
-    opener = partial(open_storage, store_url, bus_redis_url=config.bus_redis_url, durable=config.store_durable)
-    return Runs(config, services.new_id, services.sweeper, opener)
+    if shared is not None:
+        return Runs(config, services.new_id, services.sweeper, partial(_lent, shared))
+    url = config.store_url
+    if url is None:
+        return None
+    opener = partial(open_storage, url, bus_redis_url=config.bus_redis_url, durable=config.store_durable)
+    return Runs(config, services.new_id, services.sweeper, opener, is_there=partial(storage_is_there, url))
 
 
-def _make_sessions(runs: Runs, collection: str) -> Sessions:
+async def _lent(shared: Storage) -> Storage:
+    return shared.lent()
+
+
+def _make_sessions(runs: Runs, collection: str, ttl: float | None) -> Sessions:
     async def turns() -> Turns:
         await runs.storage()
         return runs.turns
 
-    return Sessions(runs.storage, turns, collection)
+    return Sessions(runs.storage, turns, collection, ttl=ttl)
 
 
 async def _nothing_stored() -> Storage:

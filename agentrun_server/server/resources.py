@@ -44,6 +44,8 @@ class ResourceCall:
     owner: str
     principal: Any
     read_body: Callable[[], Awaitable[bytes]]
+    meter: dict[str, Any] | None
+    """Where a rate limit in front wants to read what the answer cost; see `agentrun_middleware.state`."""
 
     async def json(self) -> dict[str, Any]:
         """Return the body, which must be a JSON object; nothing at all is an empty one.
@@ -61,6 +63,11 @@ class ResourceCall:
         """
         body = await self.read_body()
         return await aside(lambda: decode(_parsed(body)), len(body))
+
+    def count(self, tokens: int) -> None:
+        """Tell the rate limit in front what the answer costs; nothing, unless this is called."""
+        if self.meter is not None:
+            self.meter["total_tokens"] = tokens
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
@@ -112,8 +119,9 @@ async def _answer(
         check_media_type(headers, services.config.max_body_bytes)
         if scope["method"] in ("GET", "HEAD"):
             attachment.watch()  # a list that nobody waits for any more is not looked through to its end
-        principal = principal_of(scope)
-        call = ResourceCall(params, read_query(scope), headers, owner_of(principal), principal, attachment.read_body)
+        principal, meter = principal_of(scope), (scope.get("state") or {}).get("usage")
+        owner = owner_of(principal)
+        call = ResourceCall(params, read_query(scope), headers, owner, principal, attachment.read_body, meter)
         await attachment.answer(200, dumps(await handle(call)).encode())
     except APIError as error:
         await attachment.fail(error)

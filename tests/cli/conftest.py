@@ -11,10 +11,13 @@ _GENERAL = ("HOST", "PORT", "WEB_CONCURRENCY", "LOG_LEVEL", "OPENAI_API_KEY", "N
 
 @pytest.fixture(autouse=True)
 def clean_environ() -> Iterator[None]:
-    """Take our variables away, and put everything back afterwards: commands write into the environment."""
+    """Take our variables away, and put everything back afterwards: commands write into the environment.
+
+    Where things are stored stays that of the test: see `tests.conftest`.
+    """
     saved = dict(os.environ)
     for name in list(os.environ):
-        if name.startswith("AGENTRUN_") or name in _GENERAL:
+        if (name.startswith("AGENTRUN_") and name != "AGENTRUN_HOME") or name in _GENERAL:
             del os.environ[name]
     yield
     os.environ.clear()

@@ -61,6 +61,14 @@ def test_the_curl_command_of_the_banner_is_one_that_a_shell_understands(demo: Se
     assert response.text.endswith("data: [DONE]\n\n")
 
 
+def test_it_answers_no_page_of_another_name(demo: ServerProcess) -> None:
+    import httpx2
+
+    response = httpx2.get(f"{demo.url}/v1/models", headers={"host": "rebound.example"}, timeout=LIMIT)
+    assert (response.status_code, response.json()["error"]["code"]) == (421, "misdirected_request")
+    assert httpx2.get(f"{demo.url}/livez", headers={"host": "rebound.example"}, timeout=LIMIT).status_code == 200
+
+
 def test_chat_talks_to_it_and_shows_its_thoughts_and_tools(demo: ServerProcess) -> None:
     result = command("chat", demo.url, "--message", "What is 12 * (3 + 4)?", "--show-reasoning", "--events")
     assert (result.returncode, result.stdout) == (0, "12 * (3 + 4) = 84\n")

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import httpx2
 import pytest
 from click.testing import CliRunner
 
-from agentrun_server.cli.run import DEV_PRESETS, dev_command, network_of, run_command
+from agentrun_server import AgentRunServer
+from agentrun_server.cli.run import DEV_PRESETS, Network, answer_here_only, dev_command, network_of, run_command
 from agentrun_server.errors import ConfigurationError
 from tests.cli.processes import LIMIT, ServerProcess, command, serving
 
@@ -295,6 +297,23 @@ def test_workers_that_cannot_start_are_not_started_again(project: Path) -> None:
     assert result.stderr.count("RuntimeError: broken") <= 2
 
 
+def test_a_mistyped_variable_is_pointed_out(project: Path) -> None:
+    (project / ".env").write_text("AGENTRUN_STOREURL=none\n")
+    right = {"AGENTRUN_AUTH_KEYS_FILE": "keys.json", "AGENTRUN_PORT_FILE": str(project / "port")}
+    (project / "port").write_text("0")
+    env = {"AGENTRUN_MAX_CHOICE": "2", "AGENTRUN_API_KEY": "of another program", **right}
+    result = command("run", "nowhere:agent", cwd=project, env=env)
+    assert result.stderr.splitlines()[:-1] == [
+        "Warning: AGENTRUN_MAX_CHOICE is not a setting; did you mean AGENTRUN_MAX_CHOICES?",
+        "Warning: AGENTRUN_STOREURL is not a setting; did you mean AGENTRUN_STORE_URL?",
+    ]
+
+
+def test_what_a_command_stores_is_in_a_folder_of_the_test(project: Path) -> None:
+    shown = json.loads(command("config", "--json", cwd=project).stdout)
+    assert shown["store_url"]["value"] == f"sqlite:///{os.environ['AGENTRUN_HOME']}/agentrun.db"
+
+
 def test_a_port_that_is_taken_ends_with_one_line(project: Path) -> None:
     (project / "app.py").write_text(ECHO)
     with socket.create_server(("127.0.0.1", 0)) as sock:
@@ -398,6 +417,42 @@ def test_dev_does_not_take_a_containers_address(project: Path) -> None:
     (project / "app.py").write_text(ECHO)
     with serving("dev", "--port", "0", cwd=project, env={"HOST": "0.0.0.0", "AGENTRUN_HOST": "0.0.0.0"}) as server:
         assert server.url.startswith("http://127.0.0.1:")
+
+
+def network(**values: Any) -> Network:
+    return replace(network_of({}), **values)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.2"])
+def test_on_the_loopback_it_answers_under_names_of_this_machine(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    answer_here_only(network(host=host))
+    trusted = os.environ["AGENTRUN_TRUSTED_HOSTS"].split(",")
+    assert {"localhost", "*.localhost", "127.0.0.1", "::1", host} == set(trusted)
+    AgentRunServer(lambda _: "hi")  # they can be read
+
+
+@pytest.mark.parametrize("values", [{"host": "0.0.0.0"}, {"host": "192.168.1.5"}, {"host": "::"}, {"uds": "/run/a"}])
+def test_elsewhere_it_answers_under_any(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    answer_here_only(network(**values))
+    assert "AGENTRUN_TRUSTED_HOSTS" not in os.environ
+
+
+@pytest.mark.parametrize("set_to", ["", "*", "example.com"])
+def test_hosts_that_are_set_stay(set_to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTRUN_TRUSTED_HOSTS", set_to)
+    answer_here_only(network())
+    assert os.environ["AGENTRUN_TRUSTED_HOSTS"] == set_to
+
+
+def test_dev_answers_no_page_of_another_name(project: Path) -> None:
+    (project / "app.py").write_text(ECHO)
+    with serving("dev", "--port", "0", cwd=project) as server:
+        server.wait_for(STARTED)
+        models = f"{server.url}/v1/models"
+        assert httpx2.get(models, timeout=LIMIT).status_code == 200
+        assert httpx2.get(models, headers={"host": "rebound.example:80"}, timeout=LIMIT).status_code == 421
 
 
 def test_dev_has_no_workers() -> None:

@@ -440,6 +440,26 @@ def test_what_the_users_module_raises_keeps_its_traceback(
     assert shown.splitlines()[-1].endswith("could not be imported")
 
 
+@pytest.mark.parametrize(
+    "code",
+    ['ServerConfig(store_url="mysql://me:hunter2@db")', "ServerConfig(max_body_bytes=0)"],
+    ids=["the server says no", "the settings say no"],
+)
+def test_a_wrong_setting_in_the_users_module_is_one_line_with_its_place(
+    project: Path, code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"from agentrun_server import AgentRunServer, ServerConfig\nserver = AgentRunServer(len, config={code})\n"
+    file = write(project / "made.py", text)
+    write(project / "mine.py", "from made import server")
+    with pytest.raises(TargetRaisedError) as caught:
+        load("mine:server")
+    print_target_error(caught.value)
+    (shown,) = capsys.readouterr().err.splitlines()
+    assert shown.startswith(f"Error: {file}:2: ")
+    assert ("store_url is" in shown) != ("max_body_bytes must be" in shown)
+    assert "hunter2" not in shown
+
+
 def test_an_import_error_names_the_python_that_searched(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(project / "mine.py", "import not_installed_anywhere")
     with pytest.raises(TargetError) as caught:

@@ -207,7 +207,7 @@ SCENARIOS: Final[Mapping[str, Mapping[str, Any]]] = {
     # With the client's own retries on: agent code ran, so it must not run again.
     "retries": {"runs": 1},
     "unknown_model": {"status": 400, "code": "model_not_found", "param": "model", "runs": 0},
-    "bad_parameter": {"status": 400, "code": "number_out_of_range", "param": "temperature"},
+    "bad_parameter": {"status": 400, "code": "decimal_above_max_value", "param": "temperature"},
     "unknown_previous": {
         "status": 400,
         "code": "previous_response_not_found",

@@ -44,9 +44,9 @@ class TestBadRequests:
         [
             ({"model": None}, "model", "missing_required_parameter"),
             ({"messages": None}, "messages", "missing_required_parameter"),
-            ({"messages": []}, "messages", "array_below_min_length"),
+            ({"messages": []}, "messages", "empty_array"),
             ({"temperature": "hot"}, "temperature", "invalid_type"),
-            ({"temperature": 3}, "temperature", "number_out_of_range"),
+            ({"temperature": 3}, "temperature", "decimal_above_max_value"),
             ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "invalid_value"),
             ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role", "invalid_type"),
             ({"stream": "yes"}, "stream", "invalid_type"),

@@ -225,7 +225,7 @@ class TestErrors:
             ({"model": None}, "missing_required_parameter", "model"),
             ({"input": None}, "missing_required_parameter", "input"),
             ({"input": [{"role": "nobody", "content": "Hi"}]}, "invalid_value", "input[0].role"),
-            ({"temperature": 3}, "number_out_of_range", "temperature"),
+            ({"temperature": 3}, "decimal_above_max_value", "temperature"),
             ({"metadata": {"a": 1}}, "invalid_type", "metadata.a"),
             ({"background": True, "store": False}, "invalid_value", "background"),
         ],

@@ -93,9 +93,12 @@ async def test_a_store_of_a_newer_release_is_left_alone_and_what_needs_none_goes
     async with serve(AgentRunServer(invoke_agent, config=ServerConfig(access_log=False))) as served:
         answer = await respond(served, store=stored)
         found = await served.ask("GET", "/v1/responses/resp_1")
+        assert (await served.ask("GET", "/readyz")).status == 503
     assert answer.status == (503 if stored else 200)
     assert (found.status, found.error()["code"]) == (503, "storage_unavailable")
-    assert "the store has schema 99" in caplog.text
+    [line] = [vars(record) for record in caplog.records if record.msg == "the store cannot be opened"]
+    assert line["reason"].startswith("the store has schema 99")
+    assert line["exc_info"] is None
 
 
 async def test_a_server_starts_where_it_may_not_look_for_its_store(

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from agentrun_server import events
 from agentrun_server.runs.entry import OPEN
+from agentrun_server.storage.contracts import Record
 from agentrun_server.storage.postgres import PostgresStore
 from tests.replicas.control import ToldRun
 from tests.replicas.replicas import LEASE, Replica, Replicas
@@ -105,9 +106,12 @@ async def begun(pair: Replicas, model: str = "told") -> tuple[str, ToldRun, str]
 async def nothing_open(pair: Replicas) -> None:
     """Wait until all responses have ended."""
     store = await PostgresStore.open(pair.postgres.url)
+    left: Sequence[Record] = ()
     try:
         async with asyncio.timeout(BURIED):
-            while (await store.list("response", None, statuses=OPEN)).records:  # noqa: ASYNC110 - others end them
+            while left := (await store.list("response", None, statuses=OPEN)).records:  # noqa: ASYNC110 - others end them
                 await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"still open: {[(one.id, one.status, one.body) for one in left]}") from None
     finally:
         await store.aclose()

@@ -179,7 +179,7 @@ class Api:
             assert not server._sweeper.active
             assert not server._admission.running
             assert not self.served.requests
-            assert runs is None or not runs.local
+            assert runs is None or (not runs.local and runs.background.is_empty)
 
         await eventually(check)
 

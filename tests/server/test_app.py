@@ -345,6 +345,14 @@ async def test_a_mounting_app_keeps_its_own_routes() -> None:
         assert (await served.ask("GET", "/nope")).error()["code"] == "unknown_url"
 
 
+@pytest.mark.parametrize("docs", [False, True])
+async def test_who_mistypes_a_path_is_told_where_the_api_is(docs: bool) -> None:
+    async with serve(AgentRunServer(echo, config=ServerConfig(docs=docs))) as served:
+        answer = await served.ask("POST", "/v1/chat/completion", b"{}")
+    assert (answer.status, answer.error()["code"]) == (404, "unknown_url")
+    assert "served under /v1" in answer.error()["message"]
+
+
 async def test_a_server_below_a_proxy_that_keeps_the_prefix_finds_its_paths() -> None:
     async with serve(AgentRunServer(echo), root_path="/behind") as served:
         await chats(served)  # uvicorn puts the root path in front

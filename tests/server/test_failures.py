@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionMessage
 
 from agentrun_server import AgentError, AgentEvent, AgentRequest, AgentRunServer, APIError, EventType, ServerConfig
 from agentrun_server.core.events import Failure
 from agentrun_server.invoker.agent import AgentCallable
 from tests.support.agents import raising
 from tests.support.chat_oracle import check_chat_stream, check_completion
+from tests.support.clock import within
 from tests.support.raw_client import Response
 from tests.support.serve import Served, serve
 
@@ -116,6 +118,7 @@ FAILURES: dict[str, AgentCallable] = {
     "wrong type": nothing_useful,
     "SystemExit": raising(SystemExit(SECRET)),
     "KeyboardInterrupt": raising(KeyboardInterrupt(SECRET)),
+    "GeneratorExit": raising(GeneratorExit(SECRET)),
     "CancelledError": raising(asyncio.CancelledError(SECRET)),
     "BaseExceptionGroup": raising(BaseExceptionGroup(SECRET, [KeyboardInterrupt()])),
     "StopIteration": raising(StopIteration(SECRET)),
@@ -220,7 +223,7 @@ async def test_a_failure_in_the_second_choice_fails_the_answer() -> None:
 
 async def test_an_agent_that_yields_what_is_no_answer_is_told_so_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     await ask(nothing_useful)
-    assert "TypeError: an agent yielded or returned a int, which is no answer" in caplog.text
+    assert "TypeError: an agent yielded or returned something of type int, which is no answer" in caplog.text
 
 
 async def test_an_agent_that_breaks_the_grammar_fails(caplog: pytest.LogCaptureFixture) -> None:
@@ -411,3 +414,67 @@ async def test_a_task_group_around_a_yield_may_be_cut_off_by_a_stop_sequence(str
     parsed = check_chat_stream(answer.body, include_usage=False) if stream else check_completion(answer.json())
     assert parsed.text == "one "
     assert parsed.choices[0].finish_reason == "stop"
+
+
+# --- what agents do to their request
+
+MEMORY = [None, "memory"]
+
+
+@streamed
+@pytest.mark.parametrize("memory", MEMORY, ids=["plain", "kept"])
+async def test_an_agent_may_go_on_with_the_messages_of_its_request(stream: bool, memory: str | None) -> None:
+    """What it adds is its own business, in whatever form its libraries have; it is not what the client has asked."""
+
+    async def agent(request: AgentRequest) -> AsyncIterator[str]:
+        said: list[Any] = [ChatCompletionMessage(role="assistant"), {"role": "user", "content": [{"text": "more"}]}]
+        request.messages.extend(said)
+        yield "answer"
+
+    async with serve(AgentRunServer(agent, memory_collection_name=memory)) as served:
+        answer = await served.chat(stream=stream, text="12345678", stream_options={"include_usage": True})
+        if stream:
+            assert check_chat_stream(answer.body, include_usage=True).text == "answer"
+        else:
+            assert check_completion(answer.json()).text == "answer"
+    assert b'"prompt_tokens":2,' in answer.body
+
+
+@streamed
+@pytest.mark.parametrize("memory", MEMORY, ids=["plain", "kept"])
+async def test_an_answer_has_the_form_that_the_client_asked_for(stream: bool, memory: str | None) -> None:
+    async def agent(request: AgentRequest) -> AsyncIterator[str]:
+        request.stream = not request.stream
+        yield "answer"
+
+    async with serve(AgentRunServer(agent, memory_collection_name=memory)) as served:
+        answer = await served.chat(stream=stream)
+    parsed = check_chat_stream(answer.body, include_usage=False) if stream else check_completion(answer.json())
+    assert parsed.text == "answer"
+
+
+@pytest.mark.parametrize("ends", ["by itself", "with an error", "when it is cancelled"])
+async def test_a_stored_run_comes_to_an_end_whatever_the_agent_did_to_its_request(ends: str) -> None:
+    """The end is made of the question, too. When that is spoiled, it is told from what is written down."""
+    ready = asyncio.Event()
+
+    async def agent(request: AgentRequest) -> AsyncIterator[str]:
+        yield "answer"
+        request.messages = None  # type: ignore[assignment]
+        if ends == "with an error":
+            raise ValueError(SECRET)
+        if ends == "when it is cancelled":
+            ready.set()
+            await asyncio.sleep(60)
+
+    async with serve(AgentRunServer(agent)) as served:
+        body = json.dumps({"model": "m", "input": "x", "background": True}).encode()
+        made = (await served.ask("POST", "/v1/responses", body)).json()
+        path = f"/v1/responses/{made['id']}"
+        if ends == "when it is cancelled":
+            await within(ready.wait())
+            await served.ask("POST", f"{path}/cancel")
+        events = await within(served.ask("GET", f"{path}?stream=true"))
+        assert events.status == 200
+        assert (await served.ask("GET", path)).json()["status"] in ("failed", "cancelled")
+        assert b"hunter2" not in events.body

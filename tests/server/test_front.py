@@ -59,6 +59,26 @@ async def test_without_settings_there_is_nothing_in_front() -> None:
         assert (await served.chat(headers=(("authorization", "Bearer anything"),))).status == 200
 
 
+@pytest.mark.parametrize("hosts", [(), ("*",)])
+async def test_a_server_that_trusts_any_host_has_nothing_that_looks(hosts: tuple[str, ...]) -> None:
+    server = AgentRunServer(echo, config=ServerConfig(trusted_hosts=hosts))
+    assert server._stack == server._dispatch
+
+
+@pytest.mark.parametrize("hosts", [("*", "example.com"), ("https://example.com",), ("",), "example.com"])
+def test_hosts_that_cannot_be_stop_the_server(hosts: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^trusted_hosts"):
+        AgentRunServer(echo, config=ServerConfig(trusted_hosts=hosts))
+
+
+async def test_a_host_is_looked_at_before_a_credential() -> None:
+    async with serve(guarded(trusted_hosts=["example.com"])) as served:
+        assert (await served.chat(headers=(("authorization", "Bearer nonsense"),))).status == 421
+    async with serve(guarded(trusted_hosts=["localhost"])) as served:
+        assert (await served.chat(headers=(("authorization", "Bearer nonsense"),))).status == 401
+        assert (await served.chat(headers=bearer())).status == 200
+
+
 async def test_settings_put_authentication_in_front() -> None:
     seen: list[Any] = []
 

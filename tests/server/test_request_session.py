@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -338,26 +339,34 @@ async def test_a_replay_names_the_session_of_the_answer_and_adds_nothing_to_it()
         assert (first.header(SESSION), again.header(SESSION)) == ("other", "other")
 
 
-async def test_an_answer_that_was_stopped_while_it_was_remembered_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+@streamed
+@pytest.mark.parametrize("reason", [StopReason.RUN_TIMEOUT, StopReason.SHUTDOWN, StopReason.CANCELLED])
+async def test_an_answer_that_is_stopped_while_it_is_remembered_is_whole_all_the_same(
+    reason: StopReason, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the client sees, what is stored, and what the session remembers is the same."""
     server = with_memory(hello)
     end_turn = StoredSession.end_turn
 
     async def stop_first(self: StoredSession, said: Sequence[Message] = ()) -> None:
         assert server._runs is not None
         (run,) = server._runs.local.values()
-        run.stop(StopReason.RUN_TIMEOUT)
+        run.stop(reason)
         await end_turn(self, said)
 
     key: Headers = [*HERE, ("idempotency-key", "k")]
     async with serve(server) as served:
         with monkeypatch.context() as patch:
             patch.setattr(StoredSession, "end_turn", stop_first)
-            answer = await served.chat(model="agent", headers=key, store=True)
-        again = await served.chat(model="agent", headers=key, store=True)
-        for one in (answer, again):
-            assert (one.status, one.error()["code"]) == (504, "agent_timeout")
-        assert await kept(server, "completion") == []
+            answer = await served.chat(model="agent", headers=key, store=True, stream=stream)
+        again = await served.chat(model="agent", headers=key, store=True, stream=stream)
+        assert text_of(answer) == text_of(again) == "hello hello"
+        (run,) = await kept(server, "run")
+        assert run.status == "completed"
+        (completion,) = await kept(server, "completion")
+        assert completion.body["completion"]["choices"][0]["message"]["content"] == "hello hello"
         assert await said(served, "the turn is free") == "hello the turn is free"
+        assert len(await kept(server, "session_message")) == 4
 
 
 # --- one turn at a time
@@ -620,6 +629,21 @@ async def test_an_agent_has_a_session_behind_the_responses_api_too(stream: bool,
         assert (await ask(served, [(SESSION, "a b")])).status == 400
         chat = await served.chat(headers=HERE)
         assert text_of(chat) == "3 of trip"
+
+
+async def test_the_setting_says_how_long_a_session_stays() -> None:
+    for settings, stays in (({}, 90 * 24 * 3600), ({"session_ttl": 60}, 60), ({"session_ttl": None}, None)):
+        server = with_memory(hello, **settings)
+        begun = time.time()
+        async with serve(server) as served:
+            await said(served, "Hi")
+            (session,) = await kept(server, "session")
+        expires_at = session.expires_at
+        if stays is None:
+            assert expires_at in (None, float("inf"))
+        else:
+            assert expires_at is not None
+            assert begun + stays <= expires_at <= time.time() + stays
 
 
 async def test_the_same_memory_is_found_by_another_server() -> None:

@@ -122,8 +122,14 @@ async def store_of(server: AgentRunServer) -> Store:
 
 
 async def kept(server: AgentRunServer, kind: str) -> list[Record]:
-    """Return what is stored of `kind`, whoever owns it."""
-    page = await (await store_of(server)).list(kind, None, limit=1000)
+    """Return what is stored of `kind`, whoever owns it; of a server that has gone, its store is opened for a moment."""
+    assert server._runs is not None
+    serves = server._runs.is_open
+    try:
+        page = await (await store_of(server)).list(kind, None, limit=1000)
+    finally:
+        if not serves:
+            await server._runs.aclose()
     return list(page.records)
 
 

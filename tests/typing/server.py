@@ -21,6 +21,7 @@ from agentrun_server import (
     TypedEvent,
     Usage,
 )
+from agentrun_server.storage.opening import open_storage
 
 
 async def agent(request: AgentRequest) -> str:
@@ -49,6 +50,16 @@ asgi: ASGIApp = server
 assert_type(server.app, FastAPI)
 assert_type(server.as_fastapi_app(), FastAPI)
 FastAPI(lifespan=server.lifespan).mount("/agent", server.as_fastapi_app())
+
+AgentRunServer(agent, store="sqlite")
+AgentRunServer(agent, store=object())  # type: ignore[arg-type]
+
+
+async def shared() -> None:
+    storage = await open_storage("sqlite")
+    AgentRunServer(agent, store=storage)
+    await storage.aclose()
+
 
 ServerConfig(reasoning_field="thoughts")  # type: ignore[arg-type]
 ServerConfig(unknown=1)  # type: ignore[call-arg]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from json import loads as from_json
@@ -12,6 +12,7 @@ from agentrun_server.errors import APIError, NotFoundError
 from agentrun_server.observability.logs import get_logger
 from agentrun_server.protocols.openai_chat.encode import ChunkEncoder
 from agentrun_server.runs.idempotency import Claim, read_claim
+from agentrun_server.runs.patience import Patience, patiently
 from agentrun_server.runs.recording import Recording
 from agentrun_server.runs.registry import Runs
 from agentrun_server.runs.run import RunStatus
@@ -24,7 +25,15 @@ from agentrun_server.server.recorded import RecordedHandler
 from agentrun_server.server.request_session import RequestSession, name_session, open_session
 from agentrun_server.server.resources import owner_of
 from agentrun_server.server.services import Services
-from agentrun_server.storage.contracts import Change, ConflictError, Create, StorageError, StorageUnavailableError
+from agentrun_server.storage.contracts import (
+    Change,
+    ConflictError,
+    Create,
+    Record,
+    StorageError,
+    StorageUnavailableError,
+)
+from agentrun_server.storage.opening import Storage
 
 __all__ = ["KeptChat"]
 
@@ -87,10 +96,10 @@ class KeptChat(RecordedHandler):
         session: RequestSession | None,
     ) -> None:
         """Answer as always, and store what is to be stored before the end of the answer is told."""
-        must_store = question.request.params.get("store") is True
+        # As the client asked for it: the agent may change its request.
+        must_store, stream = question.request.params.get("store") is True, question.request.stream
         if must_store:
             await runs.storage()  # before the agent runs for nothing
-        attachment.used = script.usage
         if session is None:
             last = await self._perform(attachment, question, script)
         else:
@@ -107,20 +116,22 @@ class KeptChat(RecordedHandler):
         try:
             changes = completion("")
             if changes:
-                await (await runs.storage()).store.commit(changes)
+                worked = time.monotonic() - attachment.run_started
+                await _create(await runs.storage(), changes, runs.patience(worked) if must_store else Patience(0.0))
         except StorageError:
             if must_store:
                 raise
             # It is kept only in case the client should lose it.
             logger.warning("an answer cannot be stored", extra={"request_id": attachment.request_id}, exc_info=True)
         attachment.run.move(RunStatus.COMPLETED)
-        if question.request.stream:
+        if stream:
             await attachment.finish(b"".join(last).decode())
         else:
             await attachment.answer(200, script.whole().encode())
 
     async def _perform(self, attachment: Attachment, question: ChatQuestion, script: ChatScript) -> list[bytes]:
         await self._enter(attachment)
+        attachment.used = script.usage
         if question.request.stream:
             attachment.encode_error = ChunkEncoder.fail
         return await script.perform(attachment)
@@ -151,7 +162,7 @@ class KeptChat(RecordedHandler):
                         stream=stream,
                         end="",
                         encode_error=_encode_error,
-                        whole=lambda ended: str(ended.body["answer"]),
+                        whole=_kept,
                     )
                 except NotFoundError:
                     continue  # its agent never began, and the key is free
@@ -192,12 +203,14 @@ class KeptChat(RecordedHandler):
         runs.start(recording)
         await self._show(
             attachment,
+            runs,
             recording,
             stream=stream,
             goes_on=True,  # who sends a key means to come again for the answer
             end="",
             encode_error=_encode_error,
             whole=script.whole,
+            kept=_kept,
         )
 
     async def _take_turn(self, session: RequestSession, recording: Recording) -> None:
@@ -213,6 +226,28 @@ class KeptChat(RecordedHandler):
     async def _end_session(self, session: RequestSession, script: ChatScript, recording: Recording) -> None:
         cut = recording.run.stop_reason is not None and bool(script.text)
         await session.end(script.text, failed=script.answer is None and not cut)
+
+
+async def _create(storage: Storage, changes: Sequence[Change], patience: Patience) -> None:
+    """Create what has an id that nobody else can have."""
+    unsure = False
+
+    async def create() -> None:
+        nonlocal unsure
+        try:
+            await storage.store.commit(changes)
+        except StorageUnavailableError:
+            unsure = True
+            raise
+        except ConflictError:
+            if not unsure:
+                raise  # else it is there: the try before was made after all
+
+    await patiently(create, patience)
+
+
+def _kept(ended: Record) -> str:
+    return str(ended.body["answer"])
 
 
 def _encode_error(error: APIError, _: int) -> str:

@@ -112,12 +112,14 @@ class ChatScript:
         return []
 
     def fail(self, error: APIError) -> list[bytes]:
-        """End with an error."""
-        self._error, self.answer = error, None
+        """End with an error; one that is whole has ended."""
+        if self.answer is not None or self._error is not None:
+            return []
+        self._error = error
         return self.split(ChunkEncoder.fail(error)) if isinstance(self._encoder, KeptChunks) else []
 
     def cancel(self) -> list[bytes]:
-        """End with an error: a chat answer cannot say that it was cancelled."""
+        """End with an error, unless it is whole: a chat answer cannot say that it was cancelled."""
         return self.fail(_cancelled())
 
     def outcome(self) -> Outcome:

@@ -4,6 +4,7 @@ A turn that is running hinders nobody here: it works with what it has read, and 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from agentrun_server.errors import NotFoundError
@@ -12,6 +13,8 @@ from agentrun_server.protocols.openai_responses.decode import decode_conversatio
 from agentrun_server.protocols.openai_responses.items import Item, references, resolve
 from agentrun_server.protocols.openai_responses.queries import read_page
 from agentrun_server.runs.history import item_records, renamed, resolve_references
+from agentrun_server.runs.item_record import KIND as ITEM
+from agentrun_server.runs.item_record import get_item_records, item_key
 from agentrun_server.runs.turns import OpenStorage
 from agentrun_server.server.listing import read_records
 from agentrun_server.server.resources import ResourceCall, resource
@@ -91,7 +94,9 @@ class Conversations:
         """Return some of the items, newest first unless asked for otherwise."""
         wanted = read_page(call.query)
         record = await self._find(call)
-        page = await read_records(await self._store(), "item", call.owner, wanted, parent=record.id)
+        if wanted.after is not None:
+            wanted = replace(wanted, after=item_key(call.owner, wanted.after))
+        page = await read_records(await self._store(), ITEM, call.owner, wanted, parent=record.id)
         return objects.item_list([dict(item.body) for item in page.records], has_more=page.has_more)
 
     async def retrieve_item(self, call: ResourceCall) -> dict[str, Any]:
@@ -102,7 +107,7 @@ class Conversations:
     async def delete_item(self, call: ResourceCall) -> dict[str, Any]:
         """Delete an item; return the conversation."""
         record, item = await self._find_item(call)
-        await (await self._store()).commit([Delete("item", item.id)])
+        await (await self._store()).commit([Delete(ITEM, item.id)])
         return _shown(record)
 
     # --- the store
@@ -117,14 +122,14 @@ class Conversations:
         """Return the conversation and the item that the path names."""
         record = await self._find(call)
         item_id = call.params["item_id"]
-        item = await (await self._store()).get("item", item_id, call.owner)
+        item = await (await self._store()).get(ITEM, item_key(call.owner, item_id), call.owner)
         if item is None or item.parent != record.id:
             raise NotFoundError(f"Item with id '{item_id}' not found.", code="item_not_found")
         return record, item
 
     async def _add(self, store: Store, first: Sequence[Change], items: list[Item], conversation: Record) -> list[Item]:
         """Commit the changes `first` and add `items` to a conversation; return the items, with their ids."""
-        taken = set(await store.get_many("item", [item["id"] for item in items], None)) if items else set[str]()
+        taken = set(await get_item_records(store, [item["id"] for item in items], conversation.owner))
         for _ in range(2):
             items = renamed(items, taken, self._new_id)
             changes = [*first, *item_records(items, conversation.id, conversation.owner)]

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from agentrun_server.core.request import Headers
-from agentrun_server.errors import APIError, TooManyRequestsError
+from agentrun_server.errors import APIError
 from agentrun_server.protocols.json_text import dumps
 from agentrun_server.protocols.openai_responses.encode import DONE, ResponseEncoder
 from agentrun_server.runs.idempotency import Claim, read_claim
@@ -52,8 +52,6 @@ class ResponsesHandler(RecordedHandler):
         self._questions = QuestionReader(services.config, services.agents, services.new_id, runs)
         self._settings = response_settings(services)
         self._kind = None if runs is None else ResponseRuns(services, runs)
-        self._beginning = 0
-        """Runs in the background that are being written down, and are not among those that run."""
         if runs is not None and self._kind is not None:
             runs.kinds = {**runs.kinds, "response": self._kind}
 
@@ -80,7 +78,7 @@ class ResponsesHandler(RecordedHandler):
         else:
             # Who sends a key means to come again for the answer.
             goes_on = call.background or claim is not None
-            await self._answer_stored(attachment, begun, question, goes_on=goes_on)
+            await self._answer_stored(attachment, self._runs, begun, question, goes_on=goes_on)
 
     # --- not stored
 
@@ -94,8 +92,8 @@ class ResponsesHandler(RecordedHandler):
             created_at=int(time.time()),
             prompt_tokens=partial(prompt_tokens, request),
         )
-        attachment.used = partial(encoder.usage, partial(prompt_tokens, request))
         await self._enter(attachment)
+        attachment.used = partial(encoder.usage, partial(prompt_tokens, request))
         source = question.agent.open(request, self._threads)
         if request.stream:
             attachment.encode_error = encoder.fail
@@ -203,12 +201,12 @@ class ResponsesHandler(RecordedHandler):
         recording.meter = attachment.meter
         journal = runs.journal(storage, run.entry, recording, keep_events=run.entry.body["streamed"])
         if background:
-            self._check_background(runs)
-            self._beginning += 1
+            recording.room = room = runs.background.take(question.owner, question.size)
             try:
                 await journal.begin(RunStatus.QUEUED, recording.script.open())
-            finally:
-                self._beginning -= 1
+            except BaseException:
+                room.give_back()
+                raise
         else:
             await self._take_place(attachment, recording)
             if claim is not None or turn:
@@ -220,32 +218,27 @@ class ResponsesHandler(RecordedHandler):
         runs.start(recording)
         return run
 
-    def _check_background(self, runs: Runs) -> None:
-        count = self._beginning + sum(one.is_background for one in runs.local.values())
-        if count >= self._config.max_background_runs:
-            raise TooManyRequestsError("Too many runs are in the background. Please try again later.").retry_after(10.0)
-
     # --- the answer
 
     async def _answer_stored(
-        self, attachment: Attachment, run: ResponseRun, question: Question, *, goes_on: bool
+        self, attachment: Attachment, runs: Runs, run: ResponseRun, question: Question, *, goes_on: bool
     ) -> None:
         call = question.call
         if call.background and not call.request.stream:
             attachment.reads_log = True
-            attachment.run.move(RunStatus.IN_PROGRESS)
-            attachment.run.move(RunStatus.COMPLETED)
             attachment.exchange.note({"run_id": run.entry.id})
             await attachment.answer(200, dumps(run.entry.body["response"]).encode())
             return
         await self._show(
             attachment,
+            runs,
             run.recording,
             stream=call.request.stream,
             goes_on=goes_on,
             end=DONE,
             encode_error=partial(self._encode_error, run),
             whole=lambda: dumps(run.encoder.response),
+            kept=_kept,
         )
 
     def _encode_error(self, run: ResponseRun, error: APIError, sent: int) -> str:
@@ -256,7 +249,13 @@ class ResponsesHandler(RecordedHandler):
 
     async def _answer_again(self, attachment: Attachment, runs: Runs, record: Record, *, stream: bool) -> None:
         if record.body["background"] and not stream:
-            await attachment.answer(200, dumps(response_of(record)).encode(), REPLAYED)
+            response = response_of(record)
+            if response["status"] != RunStatus.QUEUED:
+                attachment.run.move(RunStatus.IN_PROGRESS)
+                attachment.run.move(RunStatus(response["status"]))
+            attachment.reads_log = True
+            attachment.exchange.note({"run_id": record.id, "replayed": True})
+            await attachment.answer(200, dumps(response).encode(), REPLAYED)
             return
         await self._replay(
             attachment,
@@ -265,8 +264,12 @@ class ResponsesHandler(RecordedHandler):
             stream=stream,
             end=DONE,
             encode_error=encode_error,
-            whole=lambda ended: dumps(response_of(ended)),
+            whole=_kept,
         )
+
+
+def _kept(ended: Record) -> str:
+    return dumps(response_of(ended))
 
 
 def _status(encoder: ResponseEncoder) -> RunStatus:

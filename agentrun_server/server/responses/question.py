@@ -3,6 +3,7 @@
 What a request refers to (`previous_response_id`, `conversation`, items by id) is looked up among its owner's objects.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,9 +15,10 @@ from agentrun_server.config import ServerConfig
 from agentrun_server.core.request import Headers
 from agentrun_server.errors import InvalidRequestError, NotFoundError
 from agentrun_server.invoker.agent import Agent
+from agentrun_server.protocols.fields import invalid
 from agentrun_server.protocols.openai_chat.decode import parse_json
 from agentrun_server.protocols.openai_responses.decode import ResponsesCall, decode
-from agentrun_server.protocols.openai_responses.items import Item, references, resolve
+from agentrun_server.protocols.openai_responses.items import Item, references, resolve, size_of
 from agentrun_server.protocols.openai_responses.messages import to_messages
 from agentrun_server.runs.history import (
     conversation_items,
@@ -36,7 +38,7 @@ from agentrun_server.server.aside import aside, expanded
 from agentrun_server.server.resources import owner_of
 from agentrun_server.storage.contracts import ConflictError, Record, Store, Update
 
-__all__ = ["Question", "QuestionReader", "conversation_not_found"]
+__all__ = ["Question", "QuestionReader", "conversation_not_found", "find_agent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,23 @@ class Question:
     """Ids of the responses before, oldest first."""
     body: Mapping[str, Any] | None = None
     """What was sent, for who runs it again: only of a run in the background."""
+    sent: int = 0
+    """Bytes of what was sent."""
+    size: int = 0
+    """Bytes of what was sent and of all items, those before it too: only of a run in the background."""
+
+
+def find_agent(agents: Agents, model: str, principal: Any) -> Agent:
+    """Return the agent of `model` that `principal` may use.
+
+    Raises:
+        InvalidRequestError: there is none. In Chat Completions that is a 404, as OpenAI has it.
+        PermissionDeniedError: `principal` may not use it, or there is none and `principal` may not know that.
+    """
+    try:
+        return agents.find(model, principal)
+    except NotFoundError as error:
+        raise InvalidRequestError(error.message, code=error.code, param="model") from None
 
 
 def conversation_not_found(conversation: str) -> NotFoundError:
@@ -82,22 +101,17 @@ class QuestionReader:
         made: set[str] = set()
         call, kept = await aside(partial(self._decode, body, headers, made), len(body))
         call.request.principal, call.request.request_id = principal, request_id
-        agent = self._find_agent(call.request.model, principal)
+        agent = find_agent(self._agents, call.request.model, principal)
         if self._runs is None and call.store:
             if call.background:
                 raise InvalidRequestError(
                     "This server stores nothing, so nothing can run in the background.", param="background"
                 )
             call = replace(call, store=False, echo={**call.echo, "store": False})
-        question = Question(call=call, agent=agent, owner=owner_of(principal), made=frozenset(made), body=kept)
+        question = Question(
+            call=call, agent=agent, owner=owner_of(principal), made=frozenset(made), body=kept, sent=len(body)
+        )
         return await self.with_context(question)
-
-    def _find_agent(self, model: str, principal: Any) -> Agent:
-        """Return the agent of `model`. None is a 400 here, and a 404 in Chat Completions, as OpenAI has it."""
-        try:
-            return self._agents.find(model, principal)
-        except NotFoundError as error:
-            raise InvalidRequestError(error.message, code=error.code, param="model") from None
 
     def _decode(self, body: bytes, headers: Headers, made: set[str]) -> tuple[ResponsesCall, dict[str, Any] | None]:
         """Return the request, and what was sent when another worker may have to read it again."""
@@ -140,7 +154,15 @@ class QuestionReader:
             context = await self._before_turn(store, call.conversation, owner, room)
         context = await expanded(context, self._new_id, max_items=max_items)
         call.request.messages = to_messages([*context, *items], call.instructions)
-        return replace(question, items=items, made=frozenset(made), history=history)
+        if not call.request.messages and "prompt" not in call.echo:
+            invalid("input", "it has no message, and nothing was said before it.")
+        size = 0
+        if call.background:
+            every = [*context, *items]
+            # How long the context is, nobody knows.
+            measured = await aside(lambda: sum(map(size_of, every)), math.inf if context else question.sent)
+            size = question.sent + measured
+        return replace(question, items=items, made=frozenset(made), history=history, size=size)
 
     def _recording_ids(self, made: set[str]) -> Callable[[str], str]:
         def new_id(prefix: str) -> str:

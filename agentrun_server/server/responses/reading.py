@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import replace
 
 from agentrun_server.errors import InvalidRequestError
 from agentrun_server.protocols.json_text import dumps
-from agentrun_server.protocols.openai_responses.encode import DONE
+from agentrun_server.protocols.openai_responses.encode import DONE, obfuscated
 from agentrun_server.protocols.openai_responses.queries import read_resume
 from agentrun_server.runs.registry import Runs
 from agentrun_server.server.asgi import ASGIApp, Scope
@@ -17,6 +18,7 @@ from agentrun_server.server.responses.runs import encode_error
 from agentrun_server.server.responses.stored import find_response, response_of
 from agentrun_server.server.routing import Routes
 from agentrun_server.server.services import Services
+from agentrun_server.storage.errors import StorageUnavailableError
 
 __all__ = ["ResponseReading"]
 
@@ -39,7 +41,11 @@ class ResponseReading:
     async def cancel(self, call: ResourceCall) -> dict[str, object]:
         """End a response that runs in the background; one that has ended stays as it is."""
         storage = await self._runs.storage()
-        record = await find_response(storage.store, call.params["response_id"], call.owner)
+        try:
+            record = await find_response(storage.store, call.params["response_id"], call.owner)
+        except StorageUnavailableError:
+            self._runs.stop_here(call.params["response_id"], call.owner)
+            raise
         if not record.body["background"]:
             raise InvalidRequestError(
                 "Only responses that run in the background can be cancelled; close the connection of others.",
@@ -62,12 +68,15 @@ class _Reading(RunHandler):
         storage = await self._runs.storage()
         record = await find_response(storage.store, self._response_id, owner_of(principal_of(scope)))
         if not wanted.stream:
-            await attachment.answer(200, dumps(response_of(record)).encode())
+            whole = dumps(response_of(record)).encode()
+            del record  # megabytes, perhaps, which no slow reader need hold
+            await attachment.answer(200, whole)
             return
         if not record.body["streamed"]:
             raise InvalidRequestError(
                 "This response cannot be streamed: it was made with neither 'stream' nor 'background'.", param="stream"
             )
+        record = replace(record, body={})  # for the same reason
         attachment.reads_log = True
         number = wanted.starting_after + 1
         attachment.encode_error = lambda error: encode_error(error, number)
@@ -76,7 +85,8 @@ class _Reading(RunHandler):
         async with aclosing(self._runs.follow(record, wanted.starting_after)) as batches:
             async for batch in batches:
                 number += len(batch)
-                await attachment.send(b"".join(batch))
+                events = [obfuscated(event, self._new_id) for event in batch] if wanted.include_obfuscation else batch
+                await attachment.send(b"".join(events))
                 if attachment.disconnected:
                     return
         await attachment.finish(DONE)

@@ -86,7 +86,12 @@ class ResponseRuns:
             "attempt": 1,
         }
         if background:  # another worker may have to run it
-            body |= {"call": question.body, "principal": dump_principal(call.request.principal)}
+            body |= {
+                "call": question.body,
+                "principal": dump_principal(call.request.principal),
+                "request_id": request_id,
+                "size": question.size,
+            }
         entry = ResponseEntry(
             id=identity,
             owner=question.owner,
@@ -159,7 +164,7 @@ class ResponseRuns:
             return None
         call = decode(dict(body["call"]), Headers(), self._new_id, max_items=self._config.max_messages)
         request = call.request
-        request.principal, request.request_id = load_principal(body["principal"]), record.id
+        request.principal, request.request_id = load_principal(body["principal"]), body.get("request_id", record.id)
         try:
             agent = self._services.agents.find(request.model, request.principal)
             context = expand(await self._context(record), self._new_id, max_items=self._config.max_messages)
@@ -174,7 +179,8 @@ class ResponseRuns:
             changes.append(Update(kind="conversation", id=entry.conversation, status=mine, expect_status={entry.turn}))
             entry.turn = mine
         entry.body = {**body, "turn": entry.turn, "attempt": attempt}
-        run = self._run(entry, encoder, call, partial(agent.open, request, self._services.threads), record.id)
+        source = partial(agent.open, request, self._services.threads)
+        run = self._run(entry, encoder, call, source, request.request_id)
         return Revived(run.recording, entry, entry.body, changes)
 
     async def _context(self, record: Record) -> list[Any]:

@@ -17,6 +17,7 @@ The protocol is OpenAI's "WebSocket mode", and the one of Open Responses.
 """
 
 import asyncio
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -43,7 +44,8 @@ from agentrun_server.protocols.openai_responses.decode import decode
 from agentrun_server.server.admission import shutting_down
 from agentrun_server.server.asgi import ASGIApp, Receive, Scope, Send
 from agentrun_server.server.drain import Drain
-from agentrun_server.server.exchange import EXCHANGE, HANDSHAKE, Exchange, refuse_websocket
+from agentrun_server.server.exchange import EXCHANGE, HANDSHAKE, Exchange, principal_of, refuse_websocket
+from agentrun_server.server.resources import owner_of
 from agentrun_server.server.responses.inner_request import InnerRequest
 from agentrun_server.server.responses.socket_contexts import Context, Contexts
 from agentrun_server.server.responses.socket_messages import (
@@ -51,6 +53,7 @@ from agentrun_server.server.responses.socket_messages import (
     error_message,
     event_message,
     input_items,
+    output_items,
     read_create,
     read_lane,
     request_body,
@@ -72,6 +75,8 @@ class SocketLimits:
     """What the connections of one process may cost. Sizes are bytes, times are seconds."""
 
     max_connections: int = 1000
+    max_connections_per_owner: int | None = None
+    """Of one caller, where callers are authenticated."""
     max_age: float = 3600.0
     """OpenAI's; clients are made for it."""
     max_idle: float = 900.0
@@ -104,7 +109,9 @@ class ResponsesSocket:
         self.config = config
         self.drain = drain
         self.new_id = new_id
-        self.limits = limits or SocketLimits(max_connections=config.max_websockets)
+        self.limits = limits or SocketLimits(
+            max_connections=config.max_websockets, max_connections_per_owner=config.max_websockets_per_owner
+        )
         self.contexts = Contexts(self.limits.max_context_bytes, config.max_body_bytes)
         self.open: set[_Connection] = set()
 
@@ -115,17 +122,31 @@ class ResponsesSocket:
         if not self.drain.serving:
             await refuse_websocket(scope, send, shutting_down())
             return
-        if len(self.open) >= self.limits.max_connections:
-            full = ServiceUnavailableError("The server has as many WebSockets as it may.", code="too_many_websockets")
-            await refuse_websocket(scope, send, full.retry_after(10.0))
+        try:
+            owner = owner_of(principal_of(scope))
+            self._check_room(owner)
+        except APIError as refused:
+            await refuse_websocket(scope, send, refused)
             return
-        connection = _Connection(self, scope, receive, send)
+        connection = _Connection(self, owner, scope, receive, send)
         self.open.add(connection)
         try:
             with self.drain.guest():
                 await connection.serve()
         finally:
             self.open.discard(connection)
+
+    def _check_room(self, owner: str) -> None:
+        """Refuse one connection too many."""
+        limits = self.limits
+        if len(self.open) >= limits.max_connections:
+            message = "The server has as many WebSockets as it may."
+            raise ServiceUnavailableError(message, code="too_many_websockets").retry_after(10.0)
+        if not owner or limits.max_connections_per_owner is None:
+            return
+        if sum(one.owner == owner for one in self.open) >= limits.max_connections_per_owner:
+            message = f"You have as many WebSockets as you may: {limits.max_connections_per_owner}."
+            raise TooManyRequestsError(message, code="too_many_websockets").retry_after(10.0)
 
 
 @dataclass(slots=True)
@@ -165,7 +186,8 @@ class _Farewell:
 
 
 class _Connection:
-    def __init__(self, shared: ResponsesSocket, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, shared: ResponsesSocket, owner: str, scope: Scope, receive: Receive, send: Send) -> None:
+        self.owner = owner
         self._shared = shared
         self._limits = shared.limits
         self._scope = scope
@@ -404,7 +426,7 @@ class _Connection:
             turn.held = name, data
             return
         if name in _ENDS or (name in _WHOLE and turn.continued is not None):
-            event = parse_json(data)
+            event = json.loads(data)  # our own, which may have half a surrogate where a request may not
             response = event["response"]
             if turn.continued is not None:
                 response["previous_response_id"] = turn.create.previous
@@ -420,7 +442,7 @@ class _Connection:
             return
         self._forget(turn.lane)
         if not response.get("store"):
-            self._remember(turn, response["id"], dumps(response["output"])[1:-1])
+            self._remember(turn, response["id"], output_items(response["output"]))
 
     # --- memory
 
@@ -481,8 +503,8 @@ async def _no_event(_: str, __: bytes) -> None:
 def _told(turn: _Turn) -> APIError:
     """Return the error that a response told which came to no end."""
     if turn.held is not None:
-        with suppress(APIError, LookupError, TypeError):
-            told = parse_json(turn.held[1])["error"]
+        with suppress(ValueError, LookupError, TypeError):
+            told = json.loads(turn.held[1])["error"]
             return APIError(str(told["message"]), code=told["code"], param=told["param"], type=str(told["type"]))
     return AgentFailedError("The response came to no end.", code="internal_error")
 

@@ -4,6 +4,7 @@ What the client sends is ``{"type": "response.create", "stream_id"?, "generate"?
 ``POST …/responses``. What it gets are the events of a response as they are, and errors with the status they would have.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,7 +13,16 @@ from agentrun_server.errors import APIError, InvalidRequestError
 from agentrun_server.protocols.fields import boolean, invalid, missing, wrong_type
 from agentrun_server.protocols.json_text import dumps
 
-__all__ = ["Create", "error_message", "event_message", "input_items", "read_create", "read_lane", "request_body"]
+__all__ = [
+    "Create",
+    "error_message",
+    "event_message",
+    "input_items",
+    "output_items",
+    "read_create",
+    "read_lane",
+    "request_body",
+]
 
 _CREATE: Final = "response.create"
 _LANE = re.compile(r"[A-Za-z0-9_.-]{1,256}", re.ASCII)
@@ -83,6 +93,11 @@ def input_items(value: Any) -> str:
     if isinstance(value, str):
         return dumps({"type": "message", "role": "user", "content": value})
     return dumps(value)[1:-1] if isinstance(value, list) else ""
+
+
+def output_items(output: list[dict[str, Any]]) -> str:
+    """Return what was said as the members of a JSON array that can be sent as input: without halves of surrogates."""
+    return json.dumps(output, ensure_ascii=False, separators=(",", ":")).encode(errors="replace").decode()[1:-1]
 
 
 def request_body(create: Create, before: str | None, base: str | None) -> bytes:

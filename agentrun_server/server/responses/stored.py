@@ -24,6 +24,7 @@ from agentrun_server.server.handler import prompt_tokens
 from agentrun_server.server.listing import part_of
 from agentrun_server.server.resources import ResourceCall, resource
 from agentrun_server.server.responses.conversations import find_conversation
+from agentrun_server.server.responses.question import find_agent
 from agentrun_server.server.routing import Routes
 from agentrun_server.server.services import Services
 from agentrun_server.storage.contracts import Delete, Record, Store
@@ -87,11 +88,12 @@ class StoredResponses:
         item_id = self._new_id("cmp_")
         # Ten megabytes take a tenth of a second and more.
         item = await asyncio.to_thread(compact, items, lambda _: item_id)
+        call.count(usage.input_tokens)  # it is used, says the answer
         return objects.compaction(self._new_id("resp_"), int(time.time()), [item], usage)
 
     async def _decode(self, call: ResourceCall, default_model: str | None) -> ResponsesCall:
         config = self._services.config
-        return await call.decoded(
+        asked = await call.decoded(
             lambda body: decode(
                 body,
                 call.headers,
@@ -101,6 +103,9 @@ class StoredResponses:
                 default_model=default_model,
             )
         )
+        if asked.request.model != default_model:
+            find_agent(self._services.agents, asked.request.model, call.principal)
+        return asked
 
     async def _items(self, asked: ResponsesCall, owner: str) -> list[Item]:
         """Return the whole input: what was before it, and references and compactions in full."""

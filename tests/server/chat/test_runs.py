@@ -15,9 +15,11 @@ from agentrun_server.core.events import FunctionCall, ReasoningDelta, TextDelta
 from agentrun_server.core.messages import Message
 from agentrun_server.core.usage import Usage
 from agentrun_server.errors import ServiceUnavailableError
+from agentrun_server.runs import patience
+from agentrun_server.runs.patience import Patience
 from agentrun_server.runs.run import RunStatus
 from agentrun_server.server.chat.runs import KIND, ChatRuns
-from agentrun_server.storage.contracts import Delete, Record, Update
+from agentrun_server.storage.contracts import Change, Delete, Record, StorageUnavailableError, Update
 from tests.support.clock import after, eventually, within
 from tests.support.kept import Meter, Told, as_caller, away, keeping, kept, official, store_of, text_of
 from tests.support.raw_client import CHAT, Headers, Response, chat_body
@@ -226,7 +228,10 @@ async def test_while_the_store_is_away_nothing_is_promised_and_the_rest_goes_on(
 
 
 @streamed
-async def test_an_answer_that_cannot_be_stored_in_the_end_is_no_answer(stream: bool) -> None:
+async def test_an_answer_that_cannot_be_stored_in_the_end_is_no_answer(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Patience, "pause", lambda _: None)
     agent = Told()
     server = keeping(agent)
     async with serve(server) as served, served.client() as client:
@@ -244,6 +249,32 @@ async def test_an_answer_that_cannot_be_stored_in_the_end_is_no_answer(stream: b
                 assert (answer.status, answer.error()["code"]) == (503, "storage_unavailable")
                 assert answer.header("x-should-retry") == "false"
         assert await kept(server, "completion") == []
+
+
+@streamed
+@pytest.mark.parametrize("unheard", [True, False], ids=["written", "not written"])
+async def test_an_answer_waits_for_a_store_that_is_away_for_a_moment(
+    stream: bool, unheard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_PAUSES", (0.01,))
+    server, tries = keeping(hello), 0
+    async with serve(server) as served:
+        store = await store_of(server)
+        commit = store.commit
+
+        async def fail_twice(changes: Sequence[Change]) -> None:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                if unheard and tries == 1:
+                    await commit(changes)
+                raise StorageUnavailableError("away")
+            await commit(changes)
+
+        monkeypatch.setattr(store, "commit", fail_twice)
+        assert text_of(await served.chat(stream=stream, store=True)) == "hello hello"
+        assert tries == 3
+        assert len(await kept(server, "completion")) == 1
 
 
 # --- streams that outlive their client
@@ -479,6 +510,7 @@ FAILURES: Sequence[tuple[BaseException, int, str]] = (
     (AgentError("Slowly.", status_code=429), 429, "agent_error"),
     (ValueError("secret"), 500, "agent_error"),
     (SystemExit(1), 500, "agent_error"),
+    (GeneratorExit(), 500, "agent_error"),
 )
 
 

@@ -11,9 +11,10 @@ from openai.types.conversations import Conversation, ConversationDeletedResource
 from pydantic import TypeAdapter
 
 from agentrun_server.runs.history import item_records
+from agentrun_server.runs.item_record import item_key, item_record
 from agentrun_server.server.responses.conversations import Conversations
 from agentrun_server.storage.contracts import ConflictError, Delete, Record
-from tests.support.stored import ALICE, BOB, Bench, answer_of, bench, response_record
+from tests.support.stored import ALICE, Bench, answer_of, bench, response_record
 
 HELLO = {"role": "user", "content": "Hello"}
 ITEMS: list[dict[str, Any]] = [
@@ -82,7 +83,7 @@ async def test_the_official_client_keeps_a_conversation(api: Bench) -> None:
         await conversations.retrieve(made.id)
     assert error.value.code == "conversation_not_found"
     for item in added.data:
-        assert await api.get("item", str(item.id)) is None
+        assert await api.get("item", item_key(ALICE, str(item.id))) is None
 
 
 async def test_every_answer_is_what_the_specification_says(api: Bench) -> None:
@@ -144,15 +145,33 @@ async def test_twenty_items_are_taken(api: Bench) -> None:
 
 async def test_an_id_is_kept_once(api: Bench) -> None:
     first = await make(api, {**HELLO, "id": "msg_mine"}, {**HELLO, "id": "msg_mine"}, {**HELLO, "id": "a/b"})
-    second = await make(api, {**HELLO, "id": "msg_mine"}, {**HELLO, "id": "msg_free"}, name="bob")
     ids = [item["id"] for item in await listed(api, f"/conversations/{first}/items?order=asc")]
     assert ids[0] == "msg_mine"
     assert len(set(ids)) == 3
     assert all(identity.startswith("msg_") for identity in ids)
-    assert (await api.ask("GET", f"/conversations/{second}/items/msg_mine", name="bob")).status == 404
-    newest, other = (await api.ask("GET", f"/conversations/{second}/items", name="bob")).json()["data"]
-    assert newest["id"] == "msg_free"
-    assert other["id"] != "msg_mine"
+    third = await make(api, {**HELLO, "id": "msg_mine"})
+    (item,) = await listed(api, f"/conversations/{third}/items")
+    assert item["id"] not in ids
+
+
+async def test_an_id_that_others_have_is_as_free_as_any(api: Bench) -> None:
+    alices = await make(api, {**HELLO, "id": "msg_mine"})
+    bobs = await make(api, {**HELLO, "id": "msg_mine"}, name="bob")
+    (item,) = (await api.ask("GET", f"/conversations/{bobs}/items", name="bob")).json()["data"]
+    assert item["id"] == "msg_mine"
+    assert (await api.ask("DELETE", f"/conversations/{bobs}/items/msg_mine", name="bob")).status == 200
+    assert [item["id"] for item in await listed(api, f"/conversations/{alices}/items")] == ["msg_mine"]
+
+
+@pytest.mark.parametrize("name", ["alice", "bob"])
+async def test_an_item_with_the_id_of_another_object_takes_nothing_of_it_along(api: Bench, name: str) -> None:
+    conversation = await make(api, HELLO)
+    await api.put(response_record("resp_1", question=[], output=[]), item_record(ALICE, "resp_1", "msg_a", {}).record)
+    other = await make(api, {**HELLO, "id": conversation}, {**HELLO, "id": "resp_1"}, name=name)
+    for identity in (conversation, "resp_1"):
+        assert (await api.ask("DELETE", f"/conversations/{other}/items/{identity}", name=name)).status == 200
+    assert len(await listed(api, f"/conversations/{conversation}/items")) == 1
+    assert await api.get("item", item_key(ALICE, "msg_a")) is not None
 
 
 async def test_an_id_that_cannot_be_stored_is_replaced(api: Bench) -> None:
@@ -163,13 +182,13 @@ async def test_an_id_that_cannot_be_stored_is_replaced(api: Bench) -> None:
 
 async def test_an_id_that_somebody_takes_just_now_is_replaced(api: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     conversation = await make(api)
-    await api.put(Record(kind="conversation", id="conv_2", owner=BOB, body={"metadata": {}}))
+    await api.put(Record(kind="conversation", id="conv_2", owner=ALICE, body={"metadata": {}}))
     store = (await api.storage()).store
     commit = store.commit
 
     async def overtaken(changes: Any) -> None:
         monkeypatch.undo()
-        await commit(item_records([{"id": "msg_mine", "type": "message"}], "conv_2", BOB))
+        await commit(item_records([{"id": "msg_mine", "type": "message"}], "conv_2", ALICE))
         await commit(changes)
 
     monkeypatch.setattr(store, "commit", overtaken)
@@ -206,7 +225,7 @@ async def test_a_conversation_that_is_deleted_just_now_is_not_there(
 async def test_references_are_stored_as_copies(api: Bench) -> None:
     said = {"type": "message", "id": "msg_a", "role": "assistant", "content": [], "status": "completed"}
     await api.put(response_record("resp_1", question=[], output=[said]))
-    await api.put(Record(kind="item", id="msg_a", owner=ALICE, parent="resp_1", body={}))
+    await api.put(item_record(ALICE, "resp_1", "msg_a", {}).record)
     first = await make(api, {**HELLO, "id": "msg_b"})
     references = [{"type": "item_reference", "id": "msg_a"}, {"id": "msg_b"}, {"id": "msg_b"}]
     copy = await make(api, *references)
@@ -266,7 +285,7 @@ async def test_an_item_of_another_list_is_not_there(api: Bench) -> None:
             "param": None,
             "message": f"Item with id '{identity}' not found.",
         }
-    assert await api.get("item", "msg_other") is not None
+    assert await api.get("item", item_key(ALICE, "msg_other")) is not None
 
 
 async def test_a_cursor_is_an_item_of_the_same_conversation(api: Bench) -> None:
@@ -329,10 +348,17 @@ async def test_metadata_may_be_as_large_as_they_may_be(api: Bench) -> None:
     assert (await api.ask("GET", f"/conversations/{conversation}")).json()["metadata"] == metadata
 
 
+async def test_metadata_can_be_taken_away(api: Bench) -> None:
+    conversation = await make(api, metadata={"k": "v"})
+    changed = await api.client().conversations.update(conversation, metadata=None)
+    assert changed.metadata == {}
+    assert (await api.ask("GET", f"/conversations/{conversation}")).json()["metadata"] == {}
+
+
 async def test_what_is_to_be_changed_must_be_said(api: Bench) -> None:
     conversation = await make(api)
     for path, param in (("", "metadata"), ("/items", "items")):
-        for body in (None, {}, {"items": None, "metadata": None}):
+        for body in (None, {}, {"items": None}):
             refused = await api.refused("POST", f"/conversations/{conversation}{path}", body)
             assert (refused["status"], refused["param"]) == (400, param), body
             assert refused["code"] == "missing_required_parameter"

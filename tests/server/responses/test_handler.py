@@ -8,6 +8,7 @@ import pytest
 
 from agentrun_server import AgentRequest
 from agentrun_server.server.drain import DrainState
+from agentrun_server.storage.contracts import StorageUnavailableError
 from tests.server.storing import Api, Speaker, storing
 from tests.support.clock import after, eventually, within
 from tests.support.raw_client import Response
@@ -336,6 +337,71 @@ async def test_there_is_a_limit_of_runs_in_the_background(speaker: Speaker) -> N
         assert (await api.ended((await api.made(background=True))["id"]))["status"] == "completed"
 
 
+async def test_a_caller_leaves_room_in_the_background_for_others(speaker: Speaker) -> None:
+    async with storing(speaker, max_background_runs=3, max_background_runs_per_owner=1) as api:
+        first = await api.made(background=True)
+        answer = await api.create(background=True)
+        assert (answer.status, answer.error()["code"], answer.header("retry-after")) == (
+            429,
+            "rate_limit_exceeded",
+            "10",
+        )
+        await api.made(name="bob", background=True)
+        await api.ask("POST", f"/responses/{first['id']}/cancel")
+        second = await api.made(background=True)
+        await api.ask("DELETE", f"/responses/{second['id']}")
+        third = await api.made(background=True)
+        speaker.say(LookupError("it breaks"), LookupError("it breaks"))
+        assert (await api.ended(third["id"]))["status"] == "failed"
+        await api.quiet()
+
+
+async def test_what_waits_in_the_background_has_a_bound_in_bytes(speaker: Speaker) -> None:
+    """Of the body, and of all that was said before: a short one may go on from a long one."""
+    async with storing(speaker, max_background_bytes=10_000, max_background_runs_per_owner=None) as api:
+        speaker.finish("long")
+        long = await api.made(input="x" * 6000)
+        too_long = await api.made(background=True, input="x" * 12_000)  # nothing else is there
+        assert 24_000 < (await api.record(too_long["id"])).body["size"] < 25_000  # for who takes it up
+        assert (await api.create(background=True)).status == 429
+        speaker.finish("it is over")
+        await api.quiet()
+        assert "size" not in (await api.record(too_long["id"])).body
+        for _ in range(2):
+            await api.made(background=True, input="x" * 1000)
+        assert (await api.create(background=True, previous_response_id=long["id"])).status == 429
+        await api.made(background=True, input="x" * 1000)
+        speaker.finish("one")
+        speaker.finish("two")
+        speaker.finish("three")
+        await api.quiet()
+
+
+async def test_a_twin_needs_no_room_in_the_background(speaker: Speaker) -> None:
+    async with storing(speaker, max_background_runs=1) as api:
+        first = await api.create(("idempotency-key", "k"), background=True)
+        again = await api.create(("idempotency-key", "k"), background=True)
+        assert again.json()["id"] == first.json()["id"]
+        speaker.finish("done")
+        await api.ended(first.json()["id"])
+        await api.quiet()
+
+
+async def test_a_run_that_cannot_be_written_down_leaves_its_room(
+    speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with storing(speaker) as api:
+        store = await api.store()
+
+        async def away(changes: Any) -> None:
+            raise StorageUnavailableError("away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "commit", away)
+            assert (await api.create(background=True)).status == 503
+        await api.quiet()
+
+
 async def test_who_gets_no_place_is_told_and_nothing_is_left_of_it(speaker: Speaker) -> None:
     async with storing(speaker, max_concurrent_runs=1, max_queued_runs=0) as api:
         conversation = (await api.ask("POST", "/conversations", {})).json()["id"]
@@ -449,9 +515,10 @@ async def test_a_twin_of_a_stream_gets_the_same_bytes(api: Api, speaker: Speaker
 async def test_an_error_is_repeated_with_its_status(api: Api, speaker: Speaker, stream: bool) -> None:
     key = ("idempotency-key", "k")
     speaker.say(RuntimeError("secret"))
-    for _ in range(3):
+    for replayed in (None, "true", "true"):
         answer = await api.create(key, stream=stream)
         assert (answer.status, answer.error(), answer.header("x-should-retry")) == (500, FAILED, "false")
+        assert answer.header("idempotent-replayed") == replayed
     assert len(speaker.requests) == 1
 
 

@@ -29,8 +29,8 @@ from agentrun_server.core.events import (
     TextDelta,
 )
 from agentrun_server.protocols.openai_responses.items import MAX_BYTES
+from agentrun_server.runs.item_record import item_record
 from agentrun_server.storage.codec import PAGE_BYTES
-from agentrun_server.storage.contracts import Create, Record
 from tests.server.storing import ALICE, Api, Speaker, storing
 from tests.support.clock import eventually, within
 from tests.support.raw_client import Response
@@ -417,8 +417,7 @@ async def keep_items(api: Api, conversation: str, *texts: str) -> None:
     for n, text in enumerate(texts):
         content = [{"type": "input_text", "text": text}]
         body = {"type": "message", "id": f"item_{n}", "role": "user", "content": content, "status": "completed"}
-        record = Record(kind="item", id=f"item_{n}", owner=ALICE, parent=conversation, body=body)
-        await (await api.store()).commit([Create(record)])
+        await (await api.store()).commit([item_record(ALICE, conversation, f"item_{n}", body)])
 
 
 def packed(text: bytes) -> dict[str, Any]:

@@ -58,11 +58,9 @@ async def test_a_request_goes_on_from_one_thing_only(api: Api) -> None:
     [
         ({"previous_response_id": "resp_none"}, (400, "previous_response_not_found", "previous_response_id")),
         ({"previous_response_id": "%00\0"}, (400, "previous_response_not_found", "previous_response_id")),
-        ({"conversation": "conv_none"}, (404, "conversation_not_found", "conversation")),
-        ({"conversation": {"id": "conv_none"}}, (404, "conversation_not_found", "conversation")),
         ({"input": [{"type": "item_reference", "id": "msg_none"}]}, (400, "item_not_found", "input")),
         ({"input": [item("x")] * (MAX + 1)}, (400, "array_above_max_length", "input")),
-        ({"input": []}, (400, "array_below_min_length", "input")),
+        ({"input": []}, (400, "empty_array", "input")),
         ({"model": "other"}, (400, "model_not_found", "model")),
     ],
 )
@@ -72,6 +70,27 @@ async def test_what_is_not_there_is_refused(
 ) -> None:
     body = {"model": "m", "input": "x", "store": store, **fields}
     assert await api.refused("POST", "/responses", body) == expected
+
+
+@pytest.mark.parametrize("conversation", ["conv_none", {"id": "conv_none"}])
+async def test_a_conversation_that_is_not_there_is_refused(api: Api, conversation: Any) -> None:
+    body = {"model": "m", "input": "x", "conversation": conversation}
+    assert await api.refused("POST", "/responses", body) == (404, "conversation_not_found", "conversation")
+
+
+@pytest.mark.parametrize("items", [[{"type": "reasoning", "summary": []}], [{"type": "hologram"}]])
+async def test_a_request_without_any_message_is_refused(api: Api, items: list[dict[str, Any]]) -> None:
+    conversation = (await api.ask("POST", "/conversations", {})).json()["id"]
+    for fields in ({"input": items}, {"conversation": conversation}):
+        assert await api.refused("POST", "/responses", {"model": "m", **fields}) == (400, "invalid_value", "input")
+    # What a prompt says, the agent knows.
+    assert (await said(api, input=items, prompt={"id": "greeting"}))[1] == []
+
+
+@pytest.mark.parametrize("path", ["/responses", "/responses/input_tokens", "/responses/compact"])
+async def test_a_model_that_is_not_there_is_refused_though_no_agent_runs(api: Api, path: str) -> None:
+    refused = await api.refused("POST", path, {"model": "other", "input": "x"})
+    assert refused == (400, "model_not_found", "model")
 
 
 async def test_what_belongs_to_another_is_not_there(api: Api) -> None:

@@ -94,6 +94,15 @@ async def test_a_stream_begins_behind_each_of_its_events(api: Api, speaker: Spea
         assert answer.body == first.after(number)
 
 
+async def test_a_stream_that_was_kept_can_hide_how_long_its_pieces_are(api: Api, speaker: Speaker) -> None:
+    identity = await whole(api, speaker, "one", " two")
+    for query, padded in (("", False), ("&include_obfuscation=false", False), ("&include_obfuscation=true", True)):
+        body = (await api.ask("GET", f"/responses/{identity}?stream=true{query}")).body
+        parsed = check_response_stream(body, obfuscation=padded)
+        assert parsed.text == "one two"
+        assert {"obfuscation" in event for event in parsed.events if event["type"].endswith(".delta")} == {padded}
+
+
 async def test_a_stream_that_starts_beyond_the_end_of_a_response_that_has_ended_is_empty(
     api: Api, speaker: Speaker
 ) -> None:

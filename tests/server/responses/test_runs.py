@@ -75,6 +75,7 @@ class Life:
             "attempt": 1,
             "call": dict(question),
             "principal": {"subject": "alice", "issuer": "test", "scopes": ["use"], "claims": {}},
+            "request_id": "req_dead",
             "worker": "wrk_dead",
         }
         return Record(kind="response", id="resp_1", owner=ALICE, status="in_progress", body=body), split_events(text)
@@ -130,7 +131,7 @@ async def test_a_run_that_nobody_runs_is_ended_with_what_it_has_said(
                 assert parsed.error is not None
                 assert parsed.error["code"] == "worker_lost"
                 assert outcome.body["failure"]["status"] == 503
-            assert {"call", "principal", "worker"}.isdisjoint(outcome.body)
+            assert {"call", "principal", "request_id", "worker"}.isdisjoint(outcome.body)
             assert (entry.kind, entry.id, entry.owner, entry.begun) == ("response", "resp_1", ALICE, True)
 
 
@@ -158,7 +159,8 @@ async def test_a_run_that_is_taken_up_has_its_question_and_its_caller(tmp_path: 
         assert (request.principal.id, request.principal.scopes) == ("test|alice", {"use"})
         assert (request.model, dict(request.metadata or {})) == ("m", {"a": "b"})
         assert (revived.body["attempt"], revived.body["call"]) == (2, QUESTION)
-        assert revived.recording.is_background
+        assert revived.recording.meter is None  # who lost a run pays for the next attempt
+        assert revived.recording.request_id == request.request_id == "req_dead"
 
 
 @pytest.mark.parametrize("why", ["no request", "no such agent", "not allowed", "a call was cut", "it has failed"])

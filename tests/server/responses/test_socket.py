@@ -262,6 +262,16 @@ async def test_a_response_that_is_not_stored_can_be_continued_on_its_connection(
     assert the_socket(server).contexts.bytes == 0, "what was said ends with the connection"
 
 
+async def test_half_a_character_ends_neither_the_response_nor_the_memory_of_it() -> None:
+    async def split(request: AgentRequest) -> AsyncIterator[str]:
+        yield "half: \ud83d" if len(request.messages) == 1 else request.messages[-2].text
+
+    async with connected(split) as websocket:
+        first = await websocket.turn("one")
+        assert said(first) == "half: \ud83d"
+        assert said(await websocket.turn("two", previous_response_id=first["response"]["id"])) == "half: ?"
+
+
 async def test_only_the_last_response_of_a_lane_is_remembered() -> None:
     async with connected() as websocket:
         first, second = await websocket.turn("one"), await websocket.turn("two")
@@ -699,6 +709,26 @@ async def test_there_are_no_more_connections_than_may() -> None:
             pass
 
 
+async def test_one_caller_leaves_connections_to_others() -> None:
+    names = Middleware(AuthenticationMiddleware, verifiers=[Names("alice", "bob")])
+    server = make_server(max_websockets=3, max_websockets_per_owner=1, middleware=[names])
+    async with serve(server) as served:
+        bob = {"authorization": "Bearer bob"}
+        async with opened(served, ALICE), opened(served, bob), served.client() as client:
+            refused = await WebSocket(client).ask(headers=ALICE.items())
+            assert (refused.status, refused.error()["code"]) == (429, "too_many_websockets")
+            assert (refused.error()["type"], refused.header("retry-after")) == ("rate_limit_error", "10")
+        await served.nothing_left()
+        async with opened(served, ALICE):
+            pass
+
+
+async def test_callers_that_nobody_knows_are_not_one_caller() -> None:
+    server = make_server(max_websockets=3, max_websockets_per_owner=1)
+    async with serve(server) as served, opened(served), opened(served) as websocket:
+        assert said(await websocket.turn("hi")) == "hi"
+
+
 # --- where it is served
 
 
@@ -716,7 +746,7 @@ async def test_every_response_and_the_connection_have_a_line_in_the_log(capsys: 
     assert (first["model"], first["run"], second["error"], connection["responses"]) == (
         "m",
         "completed",
-        "number_out_of_range",
+        "decimal_above_max_value",
         2,
     )
     assert len({line["request_id"] for line in lines}) == 3

@@ -11,6 +11,7 @@ from agentrun_server.server.responses.socket_messages import (
     error_message,
     event_message,
     input_items,
+    output_items,
     read_create,
     read_lane,
     request_body,
@@ -116,6 +117,12 @@ def test_what_was_said_is_put_in_front_of_the_input(
 ) -> None:
     expected = {"model": "m", "store": False, "stream": True, **body}
     assert json.loads(request_body(create(value, store=False), before, base)) == expected
+
+
+def test_what_was_said_can_be_sent_as_input_again() -> None:
+    said = [{"type": "message", "content": "a\ud83d\u2028ä"}, {"type": "reasoning"}]
+    sent = json.loads(request_body(Create({}, "more", None, generate=True), output_items(said), None))["input"]
+    assert sent[:2] == [{"type": "message", "content": "a?\u2028ä"}, {"type": "reasoning"}]
 
 
 def test_events_of_a_named_lane_carry_its_name() -> None:

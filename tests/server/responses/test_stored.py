@@ -18,6 +18,7 @@ from agentrun_server.protocols.openai_responses.compaction import compact, expan
 from agentrun_server.protocols.openai_responses.decode import decode
 from agentrun_server.protocols.openai_responses.items import read_items
 from agentrun_server.runs.history import item_records
+from agentrun_server.runs.item_record import item_key, item_record
 from agentrun_server.server.resources import ResourceCall, resource
 from agentrun_server.server.responses.stored import StoredResponses, find_response, response_of
 from agentrun_server.storage.contracts import Record
@@ -157,9 +158,9 @@ async def test_a_response_is_shown_as_it_is_now(
 
 
 async def test_the_items_of_a_response_go_with_it(api: Bench) -> None:
-    await api.put(stored(), Record(kind="item", id="msg_a", owner=ALICE, parent="resp_1", body={}))
+    await api.put(stored(), item_record(ALICE, "resp_1", "msg_a", {}).record)
     await api.ask("DELETE", "/responses/resp_1")
-    assert await api.get("item", "msg_a") is None
+    assert await api.get("item", item_key(ALICE, "msg_a")) is None
 
 
 async def test_what_belongs_to_others_is_not_there(api: Bench, stopping: Stopping) -> None:
@@ -273,7 +274,7 @@ async def test_a_compaction_is_what_the_specification_says_and_can_be_compacted(
 
 MALFORMED: list[tuple[Any, int, str, str | None]] = [
     ({}, 400, "missing_required_parameter", "input"),
-    ({"input": []}, 400, "array_below_min_length", "input"),
+    ({"input": []}, 400, "empty_array", "input"),
     ({"input": 1}, 400, "invalid_type", "input"),
     ({"input": [1]}, 400, "invalid_type", "input[0]"),
     ({"input": "x", "tools": "x"}, 400, "invalid_type", "tools"),
@@ -305,7 +306,7 @@ async def test_a_malformed_request_is_refused(api: Bench) -> None:
         stored("resp_runs", status="in_progress"),
         stored("resp_orphan", history=["resp_none"]),
         Record(kind="conversation", id="conv_bobs", owner=BOB, body={"metadata": {}}),
-        Record(kind="item", id="msg_bobs", owner=BOB, parent="resp_bobs", body={}),
+        item_record(BOB, "resp_bobs", "msg_bobs", {}).record,
     )
     for path in ("/responses/input_tokens", "/responses/compact"):
         for case, status, code, param in MALFORMED:
