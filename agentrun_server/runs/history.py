@@ -24,6 +24,7 @@ from agentrun_server.storage.contracts import Create, Record, Store
 __all__ = [
     "conversation_items",
     "find_previous",
+    "is_kept",
     "item_records",
     "links",
     "previous_not_found",
@@ -60,7 +61,7 @@ async def find_previous(store: Store, response_id: str, owner: str) -> Record:
         InvalidRequestError: there is none of that id, or it has not ended.
     """
     record = await store.get("response", response_id, owner)
-    if record is None:
+    if record is None or not is_kept(record):
         raise previous_not_found(response_id)
     if record.status in OPEN:
         raise InvalidRequestError(
@@ -69,6 +70,11 @@ async def find_previous(store: Store, response_id: str, owner: str) -> Record:
             param="previous_response_id",
         )
     return record
+
+
+def is_kept(record: Record) -> bool:
+    """Tell whether a response is to be found: one with ``store: false`` has a record only while its turn is taken."""
+    return record.body["response"].get("store") is not False
 
 
 def links(record: Record) -> list[str]:

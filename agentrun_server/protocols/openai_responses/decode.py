@@ -143,8 +143,6 @@ def _check_together(params: Mapping[str, Any]) -> None:
         )
     if params.get("background") and not params.get("store", True):
         invalid("background", "a background response must be stored; leave out 'store'.")
-    if "conversation" in params and not params.get("store", True):
-        invalid("conversation", "what is said in a conversation is stored there; leave out 'store'.")
 
 
 def _read_options(

@@ -67,10 +67,13 @@ class ResponsesHandler(RecordedHandler):
         attachment.meter = state.get("usage")
         # The conversation is kept as such: the session is the agent's own memory beside it.
         open_session(self._services, attachment, call.request, headers, conversation=call.conversation or "")
-        if self._runs is None or not call.store:
+        # A turn of a conversation is stored there, whether its response is or not.
+        if self._runs is None or not (call.store or call.conversation):
             await self._answer_unstored(attachment, question)
             return
-        claim = read_claim(headers, question.owner, "responses", body, self._config.idempotency_ttl)
+        claim = None
+        if call.store:
+            claim = read_claim(headers, question.owner, "responses", body, self._config.idempotency_ttl)
         begun = await self._begin(attachment, self._runs, question, claim)
         if isinstance(begun, Record):
             attachment.exchange.extra_headers = ()  # the session of this request has had no part in it

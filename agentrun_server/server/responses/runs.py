@@ -16,7 +16,7 @@ from agentrun_server.protocols.openai_responses.messages import to_messages
 from agentrun_server.protocols.openai_responses.objects import OWN_KEYS, error_event, response
 from agentrun_server.protocols.openai_responses.replay import read_log
 from agentrun_server.runs.entry import Entry, Outcome
-from agentrun_server.runs.history import conversation_items, response_context
+from agentrun_server.runs.history import conversation_items, is_kept, response_context
 from agentrun_server.runs.idempotency import Claim
 from agentrun_server.runs.recording import Recording
 from agentrun_server.runs.registry import Revived, Runs
@@ -97,7 +97,7 @@ class ResponseRuns:
             owner=question.owner,
             body=body,
             companions=() if claim is None else (claim.change(KIND, identity, now),),
-            ttl=self._config.store_ttl,
+            ttl=self._ttl(is_kept=call.store),
             input=question.items,
             made=question.made,
             conversation=call.conversation or "",
@@ -196,13 +196,17 @@ class ResponseRuns:
             return []
         return await response_context(store, before, record.owner, max_items=self._config.max_messages)
 
+    def _ttl(self, *, is_kept: bool) -> float | None:
+        # One that is not kept had to be written down for the turn of its conversation; the sweeper takes it away.
+        return self._config.store_ttl if is_kept else 0.0
+
     def _entry_of(self, record: Record) -> ResponseEntry:
         body = record.body
         return ResponseEntry(
             id=record.id,
             owner=record.owner,
             body=body,
-            ttl=self._config.store_ttl,
+            ttl=self._ttl(is_kept=is_kept(record)),
             input=body["input"],
             made=frozenset(body["made"]),
             conversation=body["conversation"],

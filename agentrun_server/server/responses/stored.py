@@ -16,7 +16,13 @@ from agentrun_server.protocols.openai_responses.items import Item, references, r
 from agentrun_server.protocols.openai_responses.messages import to_messages
 from agentrun_server.protocols.openai_responses.queries import read_page
 from agentrun_server.runs.entry import CANCELLING, OPEN
-from agentrun_server.runs.history import conversation_items, find_previous, resolve_references, response_context
+from agentrun_server.runs.history import (
+    conversation_items,
+    find_previous,
+    is_kept,
+    resolve_references,
+    response_context,
+)
 from agentrun_server.runs.run import RunStatus
 from agentrun_server.runs.turns import OpenStorage
 from agentrun_server.server.aside import expanded
@@ -140,7 +146,7 @@ async def find_response(store: Store, response_id: str, owner: str) -> Record:
         NotFoundError: there is none of that id.
     """
     record = await store.get("response", response_id, owner)
-    if record is None:
+    if record is None or not is_kept(record):
         raise NotFoundError(f"Response with id '{response_id}' not found.", code="response_not_found")
     return record
 

@@ -51,8 +51,9 @@ class TestTogether:
         param, code = refused({"previous_response_id": "r", "conversation": "c"})
         assert (param, code) == ("previous_response_id", "mutually_exclusive_parameters")
 
-    def test_in_a_conversation_nothing_can_be_left_unstored(self) -> None:
-        assert refused({"conversation": "conv_1", "store": False}) == ("conversation", "invalid_value")
+    def test_in_a_conversation_a_response_may_be_left_unstored(self) -> None:
+        call = call_of({"conversation": "conv_1", "store": False})
+        assert (call.conversation, call.store) == ("conv_1", False)
 
     def test_in_the_background_nothing_can_be_left_unstored(self) -> None:
         assert refused({"background": True, "store": False}) == ("background", "invalid_value")

@@ -9,7 +9,7 @@ import pytest
 from agentrun_server import AgentRequest
 from agentrun_server.server.drain import DrainState
 from agentrun_server.storage.contracts import StorageUnavailableError
-from tests.server.storing import Api, Speaker, storing
+from tests.server.storing import ALICE, Api, Speaker, storing
 from tests.support.clock import after, eventually, within
 from tests.support.raw_client import Response
 from tests.support.response_stream import data_of
@@ -634,3 +634,38 @@ async def test_a_conversation_that_is_deleted_meanwhile_does_not_lose_the_answer
     made = await within(turn)
     assert made.status == 200
     assert (await api.ask("GET", f"/responses/{made.json()['id']}")).json() == made.json()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_turn_is_kept_by_its_conversation_though_its_response_is_not(
+    api: Api, speaker: Speaker, stream: bool
+) -> None:
+    conversation = (await api.ask("POST", "/conversations", {})).json()["id"]
+    asked = asking(api, input="one", conversation=conversation, store=False, stream=stream)
+    await speaker.started()
+    speaker.finish("first")
+    answer = await within(asked)
+    assert answer.status == 200
+    response = answer.json() if not stream else check_response_stream(answer.body).response
+    assert (response["store"], response["status"]) == (False, "completed")
+
+    async def not_to_be_found() -> None:
+        for method, path in (("GET", ""), ("GET", "?stream=true"), ("DELETE", ""), ("GET", "/input_items")):
+            gone = await api.ask(method, f"/responses/{response['id']}{path}")
+            assert (gone.status, gone.error()["code"]) == (404, "response_not_found")
+        next_one = await api.create(previous_response_id=response["id"])
+        assert (next_one.status, next_one.error()["code"]) == (400, "previous_response_not_found")
+
+    await not_to_be_found()
+    store = await api.store()
+    assert await store.sweep() == 1
+    assert await store.get("response", response["id"], ALICE) is None
+    assert await store.events(response["id"]) == []
+    await not_to_be_found()
+
+    speaker.finish("second")
+    second = await api.create(input="two", conversation=conversation)
+    assert second.status == 200
+    assert [message.text for message in speaker.requests[-1].messages] == ["one", "first", "two"]
+    items = (await api.ask("GET", f"/conversations/{conversation}/items?order=asc")).json()["data"]
+    assert [item["content"][0]["text"] for item in items] == ["one", "first", "two", "second"]
