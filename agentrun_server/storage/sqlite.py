@@ -118,8 +118,6 @@ class SQLiteStore:
                     # Its mode is that of the files that SQLite puts beside it. An existing file is not opened.
                     with contextlib.suppress(FileExistsError):
                         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-                    if self._path.stat().st_mode & 0o077:  # a copy that was put in its place, perhaps
-                        logger.warning("the file of the store is open to others", extra={"path": str(self._path)})
                     writing = self._connect()
                     opened.callback(writing.close)
                     writing.execute("BEGIN IMMEDIATE")
@@ -128,6 +126,8 @@ class SQLiteStore:
                     (mode,) = writing.execute("PRAGMA journal_mode = WAL").fetchone()
                     if mode != "wal":
                         raise sqlite3.OperationalError("the file system is not fit for SQLite's write-ahead log")
+                    if self._path.stat().st_mode & 0o077:  # a copy that was put in its place, perhaps
+                        logger.warning("the file of the store is open to others", extra={"path": str(self._path)})
                     reading = self._connect()
                     opened.callback(reading.close)
                     reading.execute("PRAGMA query_only = ON")
