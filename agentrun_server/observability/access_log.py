@@ -104,7 +104,7 @@ class AccessLog:
             self._format = "text" if stream.isatty() else "json"
         line = self._text_line if self._format == "text" else self._json_line
         try:
-            stream.write("".join([line(*request) for request in requests]))
+            stream.write("".join(map(line, requests)))
             stream.flush()
         except (OSError, ValueError):
             pass  # nobody reads the log any more: no reason to fail requests
@@ -118,34 +118,16 @@ class AccessLog:
 
     # A path is the client's own text: a JSON string, or ascii() on a terminal, keeps it on its line.
 
-    def _text_line(
-        self,
-        now: float,
-        method: str,
-        path: str,
-        client: Any,
-        status: int,
-        seconds: float,
-        request_id: str,
-        facts: _Facts,
-    ) -> str:
+    def _text_line(self, request: _Request) -> str:
+        now, method, path, client, status, seconds, request_id, facts = request
         more = "".join(f" {key}={_clean(str(value))}" for key, value in (facts or {}).items() if value is not None)
         return (
             f"{self._time(now)[11:]} {status} {seconds * 1000:8.1f} ms  {ascii(f'{method} {_clean(path)}')[1:-1]}"
             f" {client[0] if client else ''} request_id={request_id}{ascii(more)[1:-1]}\n"
         )
 
-    def _json_line(
-        self,
-        now: float,
-        method: str,
-        path: str,
-        client: Any,
-        status: int,
-        seconds: float,
-        request_id: str,
-        facts: _Facts,
-    ) -> str:
+    def _json_line(self, request: _Request) -> str:
+        now, method, path, client, status, seconds, request_id, facts = request
         return (
             f'{{"time":"{self._time(now)}.{int(now * 1000) % 1000:03d}Z","level":"info",'
             f'"logger":"agentrun_server.access","message":"request","method":"{method}","path":{_quoted(path)},'
