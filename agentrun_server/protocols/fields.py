@@ -19,7 +19,6 @@ __all__ = [
     "check_amount",
     "check_density",
     "check_finite",
-    "check_numbers",
     "choice",
     "integer",
     "invalid",
@@ -41,11 +40,12 @@ _MAX_INTEGER = 2**53
 _CONTAINERS = (dict, list)
 _MAX_DEPTH = 256
 _SMALL = 64 * 1024
-"""Bytes of JSON that hold no more values than there may be."""
+"""Bytes of JSON that hold no more values than there may be, and not much of anything."""
 _MAX_VALUES = 128 * 1024
 """Ten times what a conversation of 2048 messages with tool calls has; a body of ten megabytes could have millions."""
 _MAX_BRACKETS = 1024 * 1024
-"""Brackets in a body, those in its texts included: one in ten bytes of the longest body, more than code or JSON has."""
+"""Brackets in a body, those in its texts included: one in ten bytes of the longest body, more than code or JSON has.
+A body that is no longer than this cannot have more."""
 _MAX_BITS = 1024
 """Of an integer, as many as the largest decimal number has: to write one takes steps by the square of its length."""
 _NAMES: Mapping[type, str] = {
@@ -188,24 +188,31 @@ def metadata(value: Any, param: str) -> dict[str, str]:
 
 def check_density(text: bytes | bytearray) -> None:
     """Refuse JSON whose parsing alone would take long: what it holds is counted by `check_amount` then."""
-    if len(text) > _SMALL and text.count(b"{") + text.count(b"[") > _MAX_BRACKETS:
+    if len(text) > _MAX_BRACKETS and text.count(b"{") + text.count(b"[") > _MAX_BRACKETS:
         _refuse_amount()
 
 
 def check_amount(value: Any, text: bytes | bytearray) -> None:
-    """Refuse what was parsed from `text` when it has too many values: each costs as much as a thousand letters."""
-    # Before each value stands one of these; most are in texts, and then it takes a closer look.
-    if len(text) <= _SMALL or sum(map(text.count, (b",", b"{", b"["))) <= _MAX_VALUES:
+    """Refuse what was parsed from `text` when that is long, and has too many values or numbers that are too large.
+
+    A value costs as much as a thousand letters, and a number of a thousand digits more. Not many fit into a short text,
+    and its numbers are refused where they would matter.
+    """
+    if len(text) <= _SMALL:
         return
     left = _MAX_VALUES
-    containers: list[Any] = [value]
-    while containers:
-        one = containers.pop()
-        left -= len(one)
+    level: list[Any] = [value]
+    while level:  # one nesting after the other: most values are texts, which are passed over quickly
+        left -= sum(map(len, level))
         if left < 0:
             _refuse_amount()
-        values = one.values() if isinstance(one, dict) else one
-        containers += [item for item in values if isinstance(item, _CONTAINERS)]
+        inner = [
+            item for one in level for item in (one.values() if type(one) is dict else one) if type(item) is not str
+        ]
+        level = [item for item in inner if isinstance(item, _CONTAINERS)]
+        if len(level) < len(inner):
+            for item in inner:
+                _check_number(item)
 
 
 def _refuse_amount() -> NoReturn:
@@ -214,27 +221,13 @@ def _refuse_amount() -> NoReturn:
     )
 
 
-def check_numbers(value: Any, text: bytes | bytearray) -> None:
-    """Refuse what was parsed from `text` when that is long and has numbers as `check_finite` refuses them.
-
-    Not many fit into a short one, and they are refused where they would matter.
-    """
-    if len(text) > _SMALL:
-        check_finite(value)
-
-
 def check_finite(value: Any, depth: int = _MAX_DEPTH) -> None:
     """Refuse numbers that are too large: 1e999, which is infinite in Python and no JSON, or an integer as long.
 
     Values nested more than `depth` deep are refused too. A body is not, but what was packed into one may be.
     """
-    if isinstance(value, int):
-        if value.bit_length() > _MAX_BITS:
-            _refuse_number()
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            _refuse_number()
-    elif isinstance(value, _CONTAINERS):
+    _check_number(value)
+    if isinstance(value, _CONTAINERS):
         if depth == 0:
             raise InvalidRequestError("The body of your request is nested too deeply.", code="invalid_json")
         for item in value.values() if isinstance(value, dict) else value:
@@ -242,5 +235,10 @@ def check_finite(value: Any, depth: int = _MAX_DEPTH) -> None:
                 check_finite(item, depth - 1)
 
 
-def _refuse_number() -> NoReturn:
-    raise InvalidRequestError("A number in the body of your request is too large.", code="invalid_json")
+def _check_number(value: Any) -> None:
+    if isinstance(value, int):
+        is_too_large = value.bit_length() > _MAX_BITS
+    else:
+        is_too_large = isinstance(value, float) and not math.isfinite(value)
+    if is_too_large:
+        raise InvalidRequestError("A number in the body of your request is too large.", code="invalid_json")

@@ -8,7 +8,7 @@ from agentrun_server.core.grammar import ToolKind
 from agentrun_server.core.messages import Tool
 from agentrun_server.core.request import AgentRequest, Headers
 from agentrun_server.errors import InvalidRequestError
-from agentrun_server.protocols.fields import check_amount, check_density, check_finite, check_numbers, invalid, missing
+from agentrun_server.protocols.fields import check_amount, check_density, check_finite, invalid, missing
 from agentrun_server.protocols.openai_chat.conversation import read_messages
 from agentrun_server.protocols.openai_chat.fields import FIELDS
 
@@ -70,7 +70,6 @@ def parse_json(body: bytes | bytearray) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequestError("The body of the request must be a JSON object.", code="invalid_type")
     check_amount(value, body)
-    check_numbers(value, body)
     return value
 
 
