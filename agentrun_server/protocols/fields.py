@@ -5,7 +5,7 @@ returns the value to use. What is wrong is an `InvalidRequestError` whose `param
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from agentrun_server.errors import InvalidRequestError
@@ -201,18 +201,10 @@ def check_amount(value: Any, text: bytes | bytearray) -> None:
     if len(text) <= _SMALL:
         return
     left = _MAX_VALUES
-    level: list[Any] = [value]
-    while level:  # one nesting after the other: most values are texts, which are passed over quickly
+    for level in _levels(value):
         left -= sum(map(len, level))
         if left < 0:
             _refuse_amount()
-        inner = [
-            item for one in level for item in (one.values() if type(one) is dict else one) if type(item) is not str
-        ]
-        level = [item for item in inner if isinstance(item, _CONTAINERS)]
-        if len(level) < len(inner):
-            for item in inner:
-                _check_number(item)
 
 
 def _refuse_amount() -> NoReturn:
@@ -221,18 +213,31 @@ def _refuse_amount() -> NoReturn:
     )
 
 
-def check_finite(value: Any, depth: int = _MAX_DEPTH) -> None:
+def check_finite(value: Any) -> None:
     """Refuse numbers that are too large: 1e999, which is infinite in Python and no JSON, or an integer as long.
 
-    Values nested more than `depth` deep are refused too. A body is not, but what was packed into one may be.
+    Values nested more than `_MAX_DEPTH` deep are refused too. A body is not, but what was packed into one may be.
     """
-    _check_number(value)
-    if isinstance(value, _CONTAINERS):
-        if depth == 0:
+    for depth, level in enumerate(_levels(value)):
+        if level and depth == _MAX_DEPTH:
             raise InvalidRequestError("The body of your request is nested too deeply.", code="invalid_json")
-        for item in value.values() if isinstance(value, dict) else value:
-            if isinstance(item, (dict, list, float, int)):
-                check_finite(item, depth - 1)
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """Yield the arrays and objects in `value`, one nesting after the other; refuse numbers that are too large.
+
+    Most values are texts, which are passed over quickly so.
+    """
+    inner = [value]
+    while inner:
+        level = [item for item in inner if isinstance(item, _CONTAINERS)]
+        if len(level) < len(inner):
+            for item in inner:
+                _check_number(item)
+        yield level
+        inner = [
+            item for one in level for item in (one.values() if isinstance(one, dict) else one) if type(item) is not str
+        ]
 
 
 def _check_number(value: Any) -> None:

@@ -113,7 +113,7 @@ class Attachment(Execution):
         """Send whole events. Waits while the client does not read; does nothing when it has left."""
         await self.send(text.encode())
 
-    async def _push(self, body: bytes, now: float, *, more: bool = True) -> None:
+    async def _send_part(self, body: bytes, now: float, *, more: bool = True) -> None:
         """Send a part of the stream, and before the first the head."""
         self.blocked_since = now
         try:
@@ -136,7 +136,7 @@ class Attachment(Execution):
             await asyncio.wait([self._beat])
         if not self.finished and not self.disconnected:
             self.last_write = time.monotonic()
-            await self._push(body, self.last_write)
+            await self._send_part(body, self.last_write)
 
     async def finish(self, text: str) -> None:
         """Send the last events of a stream, and its end."""
@@ -188,7 +188,7 @@ class Attachment(Execution):
         if not self.finished:
             self.finished = True
             if not self.disconnected:
-                await self._push(body, time.monotonic(), more=False)
+                await self._send_part(body, time.monotonic(), more=False)
 
     # --- the client
 
@@ -263,7 +263,7 @@ class Attachment(Execution):
 
     async def _heartbeat(self) -> None:
         try:
-            await self._push(HEARTBEAT, time.monotonic())
+            await self._send_part(HEARTBEAT, time.monotonic())
         finally:
             self._beat = None
 
