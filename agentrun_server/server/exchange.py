@@ -33,6 +33,7 @@ HANDSHAKE = "agentrun_server.handshake"
 _SAFE_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 _JSON = (b"content-type", b"application/json")
 _VERSION = (b"openai-version", b"2020-10-01")
+_JSON_LINE, _VERSION_LINE = (f"{name.decode()}: {value.decode()}\r\n" for name, value in (_JSON, _VERSION))
 _HEADS = frozenset(("http.response.start", "websocket.accept", "websocket.http.response.start"))
 _POLICY_VIOLATION, _TRY_AGAIN_LATER = 1008, 1013
 
@@ -86,8 +87,8 @@ class Exchange:
             return False
         elapsed = int((time.perf_counter() - self.started) * 1000)
         lines = (
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\nx-request-id: {self.request_id}\r\n"
-            f"openai-processing-ms: {elapsed}\r\nopenai-version: 2020-10-01\r\n"
+            f"{_JSON_LINE}content-length: {len(body)}\r\nx-request-id: {self.request_id}\r\n"
+            f"openai-processing-ms: {elapsed}\r\n{_VERSION_LINE}"
         )
         if not write(status, lines.encode(), body):
             return False
